@@ -1,0 +1,45 @@
+// The Python module. Importing it registers the operators (ops.cpp and the *_cpu.cpp, *_cuda.cu files);
+// what it exports itself is only what is not a tensor operator.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_information() {
+  py::dict facts;
+  facts["version"] = ROBUSTCORE_VERSION;
+  facts["compiled_with_torch"] = ROBUSTCORE_TORCH_VERSION;
+#if defined(__clang__)
+  facts["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  facts["compiler"] = "gcc " __VERSION__;
+#else
+  facts["compiler"] = "unknown";
+#endif
+#if defined(ROBUSTCORE_WITH_CUDA)
+  facts["cuda"] = true;
+#else
+  facts["cuda"] = false;
+#endif
+  facts["cuda_architectures"] = ROBUSTCORE_CUDA_ARCHITECTURES;
+  return facts;
+}
+
+// The instruction set that the multiversioned CPU kernels resolve to on this processor.
+const char* cpu_instruction_set() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
+#endif
+  return "baseline";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled core of robustcore.";
+  module.def("build_information", &build_information, "Versions and options of this build.");
+  module.def("cpu_instruction_set", &cpu_instruction_set,
+             "Name of the instruction set that the CPU kernels use on this machine.");
+}

@@ -1,0 +1,31 @@
+// Every operator's schema, in one place. Kernels register themselves in <family>/<op>_cpu.cpp and
+// <family>/<op>_cuda.cu; shapes for tracing and derivatives in python/robustcore/<family>/.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(robustcore, m) {
+  // --- losses
+  // prediction, noise: [N, C]; gate, target, sample_weight: [N]; weight: [C];
+  // reduction: 0 none, 1 mean, 2 sum. Results: loss, rows [3, N], denominator [].
+  m.def(
+      "gated_cross_entropy(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
+      "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
+      "int reduction) -> (Tensor, Tensor, Tensor)");
+  // The same, then log softmax(prediction)[target] [N], argmax [N], sigmoid(gate) [N].
+  m.def(
+      "gated_cross_entropy_scores(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
+      "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
+      "int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The same as the first, then the gradients for prediction, noise, gate and sample_weight.
+  m.def(
+      "gated_cross_entropy_with_gradients(Tensor prediction, Tensor noise, Tensor gate, "
+      "Tensor target, Tensor? weight, Tensor? sample_weight, int ignore_index, "
+      "float label_smoothing, int reduction, bool needs_prediction, bool needs_noise) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gated_cross_entropy_backward(Tensor grad_loss, Tensor prediction, Tensor noise, "
+      "Tensor gate, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor rows, "
+      "Tensor denominator, int ignore_index, float label_smoothing, int reduction, "
+      "bool needs_prediction, bool needs_noise) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
+  m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
+}

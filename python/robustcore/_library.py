@@ -1,0 +1,91 @@
+"""Loads the compiled core and gives each of its operators a shape function and a derivative.
+
+A family's modules describe an operator once, with :class:`Operator`; that serves eager mode,
+``torch.compile``, ``torch.export``, ``torch.func`` and calls through ``torch.ops.robustcore`` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import _C as core
+from ._errors import translated
+
+__all__ = ["Operator", "core", "functorch_active"]
+
+functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+# Straight to the kernel: the Autograd key would only find out again what is known already.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+class Operator:
+    """One operator of ``torch.ops.robustcore``.
+
+    Args:
+        name: The operator's name in the schema.
+        fake: Same arguments, returns empty tensors of the right shapes (for tracing).
+        setup_context: ``(ctx, inputs, output)``, as for :class:`torch.autograd.Function`.
+        backward: ``(ctx, *grad_outputs)``, one gradient per argument. It must itself be made of
+            differentiable operations, so that second derivatives exist or raise.
+
+    ``torch.library.register_autograd`` makes a raw call differentiable, but costs about 80 µs a
+    call in eager mode; calls through this object take a plain :class:`torch.autograd.Function`
+    with the same two functions where that is possible, and no node at all where no input needs
+    a gradient.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fake: Callable[..., Any],
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        qualified = f"robustcore::{name}"
+        self.name = name
+        self.raw = getattr(torch.ops.robustcore, name).default
+        torch.library.register_fake(qualified, fake)
+        if backward is None:
+            self._function = None
+            return
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+        self._function = _autograd_function(name, self.raw, setup_context, backward)
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.raw(*args)
+        with translated:
+            if functorch_active():
+                return self._function.apply(*args) if self._function else self.raw(*args)
+            if self._function and torch.is_grad_enabled() and _any_requires_grad(args):
+                return self._function.apply(*args)
+            with _below_autograd():
+                return self.raw(*args)
+
+
+def _any_requires_grad(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
+def _autograd_function(
+    name: str,
+    raw: Callable[..., Any],
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., Any],
+) -> Any:
+    def forward(*args: Any) -> Any:
+        if functorch_active():
+            return raw(*args)
+        with _below_autograd():
+            return raw(*args)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+    }
+    return type(name, (torch.autograd.Function,), members)
