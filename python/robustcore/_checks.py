@@ -1,0 +1,60 @@
+"""Argument checks that operators share. Order: type, device, dtype, shape, range.
+
+Messages read ``operator: argument must be <expected>, got <what came>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = [
+    "FLOATING_DTYPES",
+    "accumulate_dtype",
+    "check_choice",
+    "check_device",
+    "check_floating",
+    "check_shape",
+    "check_tensor",
+]
+
+FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FLOATING = frozenset(FLOATING_DTYPES)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which tensors of ``dtype`` are computed with: float64 stays, the rest is float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def check_tensor(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} must be on {device}, got {tensor.device}")
+
+
+def check_floating(op: str, name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(
+            f"{op}: {name} must be float32, float64, bfloat16 or float16, got "
+            f"{str(tensor.dtype).removeprefix('torch.')}"
+        )
+
+
+def check_shape(op: str, name: str, tensor: torch.Tensor, shape: Sequence[int]) -> None:
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(
+            f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}"
+        )
+
+
+def check_choice(op: str, name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{op}: {name} must be one of {allowed}, got {value!r}")
