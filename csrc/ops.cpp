@@ -15,12 +15,12 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "gated_cross_entropy_scores(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
       "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
       "int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // The same as the first, then the gradients for prediction, noise, gate and sample_weight.
+  // The loss, and the gradients for prediction, noise, gate and sample_weight, those not wanted empty.
   m.def(
       "gated_cross_entropy_with_gradients(Tensor prediction, Tensor noise, Tensor gate, "
       "Tensor target, Tensor? weight, Tensor? sample_weight, int ignore_index, "
       "float label_smoothing, int reduction, bool needs_prediction, bool needs_noise) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "gated_cross_entropy_backward(Tensor grad_loss, Tensor prediction, Tensor noise, "
       "Tensor gate, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor rows, "

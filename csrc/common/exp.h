@@ -48,11 +48,20 @@ RC_INLINE double exponential(double x) { return exp(x); }
 RC_INLINE float logarithm(float x) { return logf(x); }
 RC_INLINE double logarithm(double x) { return log(x); }
 
-// The logistic function without cancellation: sigmoid(-x) is computed, never 1 - sigmoid(x).
+// sigmoid(x) and sigmoid(-x), both without cancellation: never 1 - sigmoid(x).
 template <class Acc>
-RC_INLINE Acc sigmoid(Acc x) {
-  const Acc e = exponential(x < Acc(0) ? x : -x);
-  return (x < Acc(0) ? e : Acc(1)) / (Acc(1) + e);
+struct LogisticPair {
+  Acc value;
+  Acc complement;
+};
+
+template <class Acc>
+RC_INLINE LogisticPair<Acc> logistic_pair(Acc x) {
+  const bool negative = x < Acc(0);
+  const Acc small = exponential(negative ? x : -x);
+  const Acc inverse = Acc(1) / (Acc(1) + small);
+  const Acc scaled = small * inverse;
+  return {negative ? scaled : inverse, negative ? inverse : scaled};
 }
 
 }  // namespace robustcore

@@ -22,6 +22,13 @@
 #define RC_TARGET_CLONES
 #endif
 
+// Lambdas inside a multiversioned function have to be inlined for the same reason.
+#if defined(__CUDACC__)
+#define RC_INLINE_LAMBDA
+#else
+#define RC_INLINE_LAMBDA __attribute__((always_inline))
+#endif
+
 #if defined(__CUDACC__)
 #define RC_SIMD
 #else

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -54,15 +55,40 @@ inline ScalarType accumulate_type(const Tensor& tensor) {
 // several times what writing it does. A no-op off Linux and for small buffers.
 void advise_huge_pages(void* data, int64_t bytes);
 
-// A contiguous uninitialised tensor on the device of `like`.
+// A contiguous uninitialised tensor on the device of `like`. Through the C shim rather than the
+// dispatcher, which costs twice as much: small calls consist of little else.
 inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  Tensor result = torch::stable::new_empty(
-      like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+  constexpr size_t kMaxDimensions = 4;
+  RC_CHECK(sizes.size() <= kMaxDimensions, "robustcore: fresh() takes up to 4 dimensions");
+  int64_t strides[kMaxDimensions];
+  int64_t count = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = count;
+    count *= std::max<int64_t>(1, sizes.begin()[d]);
+  }
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype =
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, device_type,
+      like.get_device_index(), &handle));
+  Tensor result(handle);
   if (result.is_cpu()) {
     advise_huge_pages(result.mutable_data_ptr(),
                       result.numel() * static_cast<int64_t>(result.element_size()));
   }
   return result;
+}
+
+// The tensor itself where it is contiguous: aten::contiguous would find that out more slowly.
+inline Tensor made_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<Tensor> made_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(made_contiguous(*tensor)) : std::nullopt;
 }
 
 template <class T>

@@ -15,8 +15,8 @@ namespace robustcore {
 
 template <class Acc>
 struct GatedCrossEntropy {
-  Acc gate;        // g, from sigmoid(gate logit)
-  Acc complement;  // 1 - g, from sigmoid(-gate logit): the difference would cancel
+  Acc gate;        // g
+  Acc complement;  // 1 - g
   Acc mix_first;   // the same, kept above zero: see begin()
   Acc mix_second;
 
@@ -26,8 +26,9 @@ struct GatedCrossEntropy {
     // and changes no finite logit (NaN fails the comparison and stays).
     const Acc tiny = sizeof(Acc) == 8 ? Acc(2.2250738585072014e-308) : Acc(1.17549435e-38);
     GatedCrossEntropy row;
-    row.gate = sigmoid(gate_logit);
-    row.complement = sigmoid(-gate_logit);
+    const LogisticPair<Acc> pair = logistic_pair(gate_logit);
+    row.gate = pair.value;
+    row.complement = pair.complement;
     row.mix_first = row.complement < tiny ? tiny : row.complement;
     row.mix_second = row.gate < tiny ? tiny : row.gate;
     return row;

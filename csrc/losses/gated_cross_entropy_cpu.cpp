@@ -114,8 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_cross_entropy_s
   return {r.loss, r.rows, r.denominator, log_probability, predicted, gate_probability};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-gated_cross_entropy_with_gradients(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_cross_entropy_with_gradients(
     const Tensor& prediction, const Tensor& noise, const Tensor& gate, const Tensor& target,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& sample_weight,
     int64_t ignore_index, double label_smoothing, int64_t reduction, bool needs_prediction,
@@ -126,7 +125,7 @@ gated_cross_entropy_with_gradients(
   RC_CHECK(a.reduction != Reduction::kNone, kOp, "_with_gradients: reduction must be 1 or 2");
   const TwoLogitGradients g(a, accumulate_type(a.first), needs_prediction, needs_noise);
   const TwoLogitResult r = run_forward<true>(a, [&](auto& p) { g.attach(p); });
-  return {r.loss, r.rows, r.denominator, g.first, g.second, g.gate, g.sample_weight};
+  return {r.loss, g.first, g.second, g.gate, g.sample_weight};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_cross_entropy_backward(
@@ -142,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_cross_entropy_backward(
   check_numel(kOp, "grad_loss", grad_loss, per_row ? a.first.size(0) : 1);
   check_type(kOp, "grad_loss", grad_loss, accumulate_type(a.first));
   check_numel(kOp, "rows", rows, 3 * a.first.size(0));
-  const Tensor incoming = torch::stable::contiguous(grad_loss);
-  const Tensor statistics = torch::stable::contiguous(rows);
+  const Tensor incoming = made_contiguous(grad_loss);
+  const Tensor statistics = made_contiguous(rows);
   const TwoLogitGradients g(a, accumulate_type(a.first), needs_prediction, needs_noise);
   const std::optional<Tensor> weight_sum = class_weight_sum(a);
   dispatch_floating(a.first.scalar_type(), [&](auto tag) {

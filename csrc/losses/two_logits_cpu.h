@@ -22,21 +22,25 @@ constexpr int kLanes = sizeof(Acc) == 8 ? 8 : 16;
 template <class Acc>
 constexpr Acc kInfinity = std::numeric_limits<Acc>::infinity();
 
+// Folds the lanes pairwise: a fixed order, and a short chain of dependent operations.
+template <class Acc, class Fold>
+RC_INLINE Acc fold_lanes(const Acc* lanes, Fold&& fold) {
+  Acc folded[kLanes<Acc>];
+  RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) folded[l] = lanes[l];
+  for (int width = kLanes<Acc> / 2; width > 0; width /= 2) {
+    RC_SIMD for (int l = 0; l < width; ++l) folded[l] = fold(folded[l], folded[l + width]);
+  }
+  return folded[0];
+}
+
 template <class Acc>
 RC_INLINE Acc sum_lanes(const Acc* lanes) {
-  Acc total[kLanes<Acc>];
-  for (int l = 0; l < kLanes<Acc>; ++l) total[l] = lanes[l];
-  for (int width = kLanes<Acc> / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) total[l] += total[l + width];
-  }
-  return total[0];
+  return fold_lanes(lanes, [](Acc a, Acc b) RC_INLINE_LAMBDA { return a + b; });
 }
 
 template <class Acc>
 RC_INLINE Acc max_lanes(const Acc* lanes) {
-  Acc best = lanes[0];
-  for (int l = 1; l < kLanes<Acc>; ++l) best = lanes[l] > best ? lanes[l] : best;
-  return best;
+  return fold_lanes(lanes, [](Acc a, Acc b) RC_INLINE_LAMBDA { return a > b ? a : b; });
 }
 
 // One group of lanes of both logit rows, widened. Lanes past the end hold -inf, which no maximum and no
@@ -51,27 +55,40 @@ struct Group {
     RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) second[l] = to_accumulate(b[l]);
   }
   RC_INLINE void load(const T* RC_RESTRICT a, const T* RC_RESTRICT b, int64_t count) {
-    for (int l = 0; l < kLanes<Acc>; ++l) {
-      first[l] = l < count ? to_accumulate(a[l]) : -kInfinity<Acc>;
-      second[l] = l < count ? to_accumulate(b[l]) : -kInfinity<Acc>;
-    }
+    for (int l = 0; l < kLanes<Acc>; ++l) first[l] = second[l] = -kInfinity<Acc>;
+    for (int64_t l = 0; l < count; ++l) first[l] = to_accumulate(a[l]);
+    for (int64_t l = 0; l < count; ++l) second[l] = to_accumulate(b[l]);
   }
 };
 
-// Calls f(offset, count, group) over a row; count is a compile-time constant except at the end.
-template <class T, class Acc, class F>
-RC_INLINE void for_each_group(const T* first, const T* second, int64_t classes, F&& f) {
-  Group<T, Acc> group;
-  int64_t c = 0;
-  for (; c + kLanes<Acc> <= classes; c += kLanes<Acc>) {
-    group.load(first + c, second + c);
-    f(c, int64_t{kLanes<Acc>}, group);
+// Both logit rows. The incomplete group at the end is widened once, for all visits.
+template <class T, class Acc>
+struct Row {
+  const T* first;
+  const T* second;
+  int64_t classes;
+  int64_t whole;  // classes in complete groups
+  Group<T, Acc> tail;
+
+  RC_INLINE Row(const T* first_row, const T* second_row, int64_t count)
+      : first(first_row),
+        second(second_row),
+        classes(count),
+        whole(count - count % kLanes<Acc>) {
+    if (whole < classes) tail.load(first + whole, second + whole, classes - whole);
   }
-  if (c < classes) {
-    group.load(first + c, second + c, classes - c);
-    f(c, classes - c, group);
+
+  // Calls f(offset, count, group) for each group; count is kLanes except at the end.
+  template <class F>
+  RC_INLINE void for_each_group(F&& f) const {
+    for (int64_t c = 0; c < whole; c += kLanes<Acc>) {
+      Group<T, Acc> group;
+      group.load(first + c, second + c);
+      f(c, int64_t{kLanes<Acc>}, group);
+    }
+    if (whole < classes) f(whole, classes - whole, tail);
   }
-}
+};
 
 // What a forward row finds out; gradients are formed from it.
 template <class Acc>
@@ -84,29 +101,29 @@ struct RowStatistics {
 
 // One row of the forward pass. Leaves exp(h - max h) in `exponentials` where that is given.
 template <class Policy, bool kSmoothing, class T, class Acc = accumulate_t<T>>
-RC_INLINE RowStatistics<Acc> row_statistics(const TwoLogitProblem<T>& p, const Policy& row,
-                                            const T* first, const T* second, int64_t target,
+RC_INLINE RowStatistics<Acc> row_statistics(const TwoLogitProblem<T>& p, const Policy& policy,
+                                            const Row<T, Acc>& row, int64_t target,
                                             Acc* exponentials) {
   constexpr int L = kLanes<Acc>;
   Acc lanes[L];
   for (int l = 0; l < L; ++l) lanes[l] = -kInfinity<Acc>;
-  for_each_group<T, Acc>(first, second, p.classes, [&](int64_t, int64_t, const Group<T, Acc>& g) {
+  row.for_each_group([&](int64_t, int64_t, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
     RC_SIMD for (int l = 0; l < L; ++l) {
-      const Acc h = row.mix(g.first[l], g.second[l]);
+      const Acc h = policy.mix(g.first[l], g.second[l]);
       lanes[l] = h > lanes[l] ? h : lanes[l];
     }
   });
   const Acc maximum = max_lanes(lanes);
 
   Acc sum[L] = {}, along[L] = {}, weighted[L] = {}, weighted_along[L] = {};
-  for_each_group<T, Acc>(
-      first, second, p.classes, [&](int64_t c, int64_t count, const Group<T, Acc>& g) {
+  row.for_each_group(
+      [&](int64_t c, int64_t count, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
         Acc e[L];
         RC_SIMD for (int l = 0; l < L; ++l) {
-          e[l] = exponential(row.mix(g.first[l], g.second[l]) - maximum);
+          e[l] = exponential(policy.mix(g.first[l], g.second[l]) - maximum);
           sum[l] += e[l];
           // A masked class has no probability; its infinite difference must not turn 0 into NaN.
-          const Acc term = e[l] * row.direction(g.first[l], g.second[l]);
+          const Acc term = e[l] * policy.direction(g.first[l], g.second[l]);
           along[l] += e[l] == Acc(0) ? Acc(0) : term;
         }
         if (exponentials) {
@@ -119,19 +136,20 @@ RC_INLINE RowStatistics<Acc> row_statistics(const TwoLogitProblem<T>& p, const P
         if constexpr (kSmoothing) {
           for (int64_t l = 0; l < count; ++l) {
             const Acc w = p.class_weight ? p.class_weight[c + l] : Acc(1);
-            weighted[l] += w * row.mix(g.first[l], g.second[l]);
-            weighted_along[l] += w * row.direction(g.first[l], g.second[l]);
+            weighted[l] += w * policy.mix(g.first[l], g.second[l]);
+            weighted_along[l] += w * policy.direction(g.first[l], g.second[l]);
           }
         }
       });
   const Acc total = sum_lanes(sum);
   const TargetWeights<Acc> t = target_weights(p, target);
-  const Acc first_y = to_accumulate(first[target]), second_y = to_accumulate(second[target]);
+  const Acc first_y = to_accumulate(row.first[target]);
+  const Acc second_y = to_accumulate(row.second[target]);
   RowStatistics<Acc> result;
   result.inverse_total = Acc(1) / total;
   result.lse = maximum + logarithm(total);
-  result.loss = t.hard * (result.lse - row.mix(first_y, second_y));
-  Acc subtract = t.hard * row.direction(first_y, second_y);
+  result.loss = t.hard * (result.lse - policy.mix(first_y, second_y));
+  Acc subtract = t.hard * policy.direction(first_y, second_y);
   if constexpr (kSmoothing) {
     result.loss += t.soft * (t.weight_sum * result.lse - sum_lanes(weighted));
     subtract += t.soft * sum_lanes(weighted_along);
@@ -142,21 +160,21 @@ RC_INLINE RowStatistics<Acc> row_statistics(const TwoLogitProblem<T>& p, const P
 
 // Writes both gradients of a row. `probability(c, group, p)` fills p with softmax(h) of a group.
 template <class Policy, bool kSmoothing, class T, class Probability, class Acc = accumulate_t<T>>
-RC_INLINE void write_gradients(const TwoLogitProblem<T>& p, const Policy& row, const T* first,
-                               const T* second, int64_t target, Acc factor, T* grad_first,
+RC_INLINE void write_gradients(const TwoLogitProblem<T>& p, const Policy& policy,
+                               const Row<T, Acc>& row, int64_t target, Acc factor, T* grad_first,
                                T* grad_second, Probability&& probability) {
   constexpr int L = kLanes<Acc>;
   const TargetWeights<Acc> t = target_weights(p, target);
   const Acc scale = factor * t.scale();
   const Acc soft = factor * t.soft;
-  const auto gradient_at = [&](int64_t c, Acc probability_c) {
+  const auto gradient_at = [&](int64_t c, Acc probability_c) RC_INLINE_LAMBDA {
     Acc gradient = scale * probability_c;
     if constexpr (kSmoothing) gradient -= soft * (p.class_weight ? p.class_weight[c] : Acc(1));
     return gradient;
   };
   Acc target_probability = 0;
-  for_each_group<T, Acc>(
-      first, second, p.classes, [&](int64_t c, int64_t count, const Group<T, Acc>& g) {
+  row.for_each_group(
+      [&](int64_t c, int64_t count, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
         Acc q[L], d[L];
         probability(c, count, g, q);
         if (target >= c && target < c + count) target_probability = q[target - c];
@@ -164,26 +182,26 @@ RC_INLINE void write_gradients(const TwoLogitProblem<T>& p, const Policy& row, c
           RC_SIMD for (int l = 0; l < L; ++l) d[l] = gradient_at(c + l, q[l]);
           if (grad_first) {
             RC_SIMD for (int l = 0; l < L; ++l) {
-              grad_first[c + l] = from_accumulate<T>(row.gradient_first(d[l]));
+              grad_first[c + l] = from_accumulate<T>(policy.gradient_first(d[l]));
             }
           }
           if (grad_second) {
             RC_SIMD for (int l = 0; l < L; ++l) {
-              grad_second[c + l] = from_accumulate<T>(row.gradient_second(d[l]));
+              grad_second[c + l] = from_accumulate<T>(policy.gradient_second(d[l]));
             }
           }
         } else {
           for (int64_t l = 0; l < count; ++l) {
             d[l] = gradient_at(c + l, q[l]);
-            if (grad_first) grad_first[c + l] = from_accumulate<T>(row.gradient_first(d[l]));
-            if (grad_second) grad_second[c + l] = from_accumulate<T>(row.gradient_second(d[l]));
+            if (grad_first) grad_first[c + l] = from_accumulate<T>(policy.gradient_first(d[l]));
+            if (grad_second) grad_second[c + l] = from_accumulate<T>(policy.gradient_second(d[l]));
           }
         }
       });
   // The true class, formed in the wide type: p - 1 loses everything in a 16-bit one.
   const Acc own = gradient_at(target, target_probability) - factor * t.hard;
-  if (grad_first) grad_first[target] = from_accumulate<T>(row.gradient_first(own));
-  if (grad_second) grad_second[target] = from_accumulate<T>(row.gradient_second(own));
+  if (grad_first) grad_first[target] = from_accumulate<T>(policy.gradient_first(own));
+  if (grad_second) grad_second[target] = from_accumulate<T>(policy.gradient_second(own));
 }
 
 template <class T>
@@ -222,7 +240,8 @@ RC_INLINE void row_scores(const TwoLogitProblem<T>& p, int64_t i, const T* first
     best = better ? value : best;
   }
   Acc sum[kLanes<Acc>] = {};
-  for_each_group<T, Acc>(first, first, p.classes, [&](int64_t, int64_t, const Group<T, Acc>& g) {
+  const Row<T, Acc> row(first, first, p.classes);
+  row.for_each_group([&](int64_t, int64_t, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
     RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) sum[l] += exponential(g.first[l] - best);
   });
   const bool ignored = p.target[i] == p.ignore_index;
@@ -230,7 +249,7 @@ RC_INLINE void row_scores(const TwoLogitProblem<T>& p, int64_t i, const T* first
   p.predicted[i] = arg;
   p.log_probability[i] = ignored ? std::numeric_limits<Acc>::quiet_NaN()
                                  : to_accumulate(first[p.target[i]]) - lse;
-  p.gate_probability[i] = sigmoid(p.gate[i]);
+  p.gate_probability[i] = logistic_pair(p.gate[i]).value;
 }
 
 // Rows [begin, end): statistics, and with kGradients the gradients in the same visit of the row.
@@ -241,12 +260,11 @@ RC_TARGET_CLONES void forward_rows(const TwoLogitProblem<T>& p, int64_t begin, i
   std::vector<Acc> scratch;  // 16-bit gradients cannot hold the exponentials meanwhile
   if (kGradients && sizeof(T) != sizeof(Acc)) scratch.resize(p.classes);
   for (int64_t i = begin; i < end; ++i) {
-    const T* first = p.first + i * p.classes;
-    const T* second = p.second + i * p.classes;
+    const Row<T, Acc> row(p.first + i * p.classes, p.second + i * p.classes, p.classes);
     T* grad_first = p.grad_first ? p.grad_first + i * p.classes : nullptr;
     T* grad_second = p.grad_second ? p.grad_second + i * p.classes : nullptr;
     const int64_t target = p.target[i];
-    if (p.log_probability) row_scores<T, Acc>(p, i, first);
+    if (p.log_probability) row_scores<T, Acc>(p, i, row.first);
     if (target == p.ignore_index) {
       p.row_loss[i] = p.row_lse[i] = p.row_gate_gradient[i] = Acc(0);
       if constexpr (kGradients) {
@@ -256,7 +274,7 @@ RC_TARGET_CLONES void forward_rows(const TwoLogitProblem<T>& p, int64_t begin, i
       }
       continue;
     }
-    const Policy row = Policy::begin(p.gate[i]);
+    const Policy policy = Policy::begin(p.gate[i]);
     Acc* exponentials = nullptr;
     if constexpr (kGradients && sizeof(T) == sizeof(Acc)) {
       exponentials = grad_first ? grad_first : grad_second;
@@ -264,23 +282,22 @@ RC_TARGET_CLONES void forward_rows(const TwoLogitProblem<T>& p, int64_t begin, i
       exponentials = scratch.data();
     }
     const RowStatistics<Acc> s =
-        row_statistics<Policy, kSmoothing>(p, row, first, second, target, exponentials);
+        row_statistics<Policy, kSmoothing>(p, policy, row, target, exponentials);
     p.row_loss[i] = s.loss;
     p.row_lse[i] = s.lse;
-    p.row_gate_gradient[i] = row.gate_slope() * s.direction;
+    p.row_gate_gradient[i] = policy.gate_slope() * s.direction;
     if constexpr (kGradients) {
       const Acc factor = gradient_factor(p, i);
       write_row_gradients(p, i, factor);
       if (!grad_first && !grad_second) continue;
-      const auto probability = [&](int64_t c, int64_t count, const Group<T, Acc>&, Acc* q) {
+      const auto probability = [&](int64_t c, int64_t count, const Group<T, Acc>&, Acc* q) RC_INLINE_LAMBDA {
         if (count == L) {
           RC_SIMD for (int l = 0; l < L; ++l) q[l] = exponentials[c + l] * s.inverse_total;
         } else {
           for (int64_t l = 0; l < count; ++l) q[l] = exponentials[c + l] * s.inverse_total;
         }
       };
-      write_gradients<Policy, kSmoothing>(p, row, first, second, target,
-                                          factor * sample_weight(p, i), grad_first, grad_second,
+      write_gradients<Policy, kSmoothing>(p, policy, row, target, factor * sample_weight(p, i), grad_first, grad_second,
                                           probability);
     }
   }
@@ -303,15 +320,15 @@ RC_TARGET_CLONES void backward_rows(const TwoLogitProblem<T>& p, int64_t begin, 
     const Acc factor = gradient_factor(p, i);
     write_row_gradients(p, i, factor);
     if (!grad_first && !grad_second) continue;
-    const Policy row = Policy::begin(p.gate[i]);
+    const Policy policy = Policy::begin(p.gate[i]);
+    const Row<T, Acc> row(p.first + i * p.classes, p.second + i * p.classes, p.classes);
     const Acc lse = p.row_lse[i];
-    const auto probability = [&](int64_t, int64_t, const Group<T, Acc>& g, Acc* q) {
+    const auto probability = [&](int64_t, int64_t, const Group<T, Acc>& g, Acc* q) RC_INLINE_LAMBDA {
       RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) {
-        q[l] = exponential(row.mix(g.first[l], g.second[l]) - lse);
+        q[l] = exponential(policy.mix(g.first[l], g.second[l]) - lse);
       }
     };
-    write_gradients<Policy, kSmoothing>(p, row, p.first + i * p.classes, p.second + i * p.classes,
-                                        target, factor * sample_weight(p, i), grad_first,
+    write_gradients<Policy, kSmoothing>(p, policy, row, target, factor * sample_weight(p, i), grad_first,
                                         grad_second, probability);
   }
 }

@@ -44,15 +44,12 @@ inline TwoLogitArguments two_logit_arguments(
   if (sample_weight) check_rows("sample_weight", *sample_weight, accumulate, rows);
   RC_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0, 1 or 2, got ", reduction);
   RC_CHECK(classes > 0 || rows == 0, op, ": prediction must have at least one class");
-  const auto contiguous = [](const std::optional<Tensor>& tensor) {
-    return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
-  };
-  return {torch::stable::contiguous(first),
-          torch::stable::contiguous(second),
-          torch::stable::contiguous(gate),
-          torch::stable::contiguous(target),
-          contiguous(class_weight),
-          contiguous(sample_weight),
+  return {made_contiguous(first),
+          made_contiguous(second),
+          made_contiguous(gate),
+          made_contiguous(target),
+          made_contiguous(class_weight),
+          made_contiguous(sample_weight),
           ignore_index,
           label_smoothing,
           static_cast<Reduction>(reduction)};

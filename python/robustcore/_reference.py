@@ -7,13 +7,17 @@ from collections.abc import Iterator
 
 import torch
 
+from . import _C
+
 __all__ = ["reference_forced", "use_reference", "wants_reference"]
 
 # A plain global, not a ContextVar: torch.compile can guard on the former and cannot trace the latter.
 _depth = 0
 
 # Devices with compiled kernels. "meta" tensors go to the operators too: they have shape functions.
-_KERNEL_DEVICES = frozenset({"cpu", "cuda", "meta"})
+_KERNEL_DEVICES = frozenset(
+    {"cpu", "meta", "cuda"} if _C.build_information()["cuda"] else {"cpu", "meta"}
+)
 
 
 @contextlib.contextmanager
