@@ -6,9 +6,9 @@
 // provides: the same kernel source then runs on the CPU, one fiber per thread, so that its
 // indexing, barriers and warp primitives are tested without a GPU.
 //
-//   RC_SHARED(type, name, count);         a static shared array `type name[count]`; give a type
-//   with commas an alias RC_DEVICE_ASSERT(condition);          stops the kernel where the condition
-//   is false simt::launch<kernel<T, 4>>(grid, block, stream, params...);
+//   RC_SHARED(type, name, count);   a static shared array `type name[count]`
+//   RC_DEVICE_ASSERT(condition);    stops the kernel where the condition is false
+//   simt::launch<kernel<T, 4>>(grid, block, stream, params...);
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 
+// A type whose name holds a comma needs an alias.
 #define RC_SHARED(type, name, count) __shared__ type name[count]
 
 // Not assert(): release builds define NDEBUG. The file is left out because it would put the build
