@@ -202,7 +202,7 @@ double as_number(T value) {
   if constexpr (std::is_arithmetic_v<T>)
     return static_cast<double>(value);
   else
-    return static_cast<double>(load_as<float>(value));
+    return static_cast<double>(to_accumulate(value));
 }
 void expect_close_numbers(const std::string& what, const std::vector<double>& actual,
                           const std::vector<double>& expected, double tolerance);
