@@ -15,7 +15,7 @@ inline T atomic_update(T* address, Update update) {
                 "floating-point atomics are not deterministic: reduce in a fixed order instead");
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "atomics take 32- and 64-bit integers");
   atomic_point();
-  const AtomicAccess access(address, sizeof(T));
+  const AtomicAccess access;
   const T previous = *address;
   *address = update(previous);
   return previous;

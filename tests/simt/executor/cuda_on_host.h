@@ -29,13 +29,13 @@ extern dim3 blockDim;
 extern dim3 gridDim;
 inline constexpr int warpSize = 32;
 
-#define RC_SHARED(type, name, count)                                                               \
-  type(&name)[count] = []() -> type(&)[count] {                                                    \
-    static_assert(std::is_trivially_default_constructible_v<type>,                                 \
-                  "shared memory cannot run constructors");                                        \
-    static ::robustcore::simt::host::SharedSite site{#name, sizeof(type) * (count), alignof(type), \
-                                                     sizeof(type)};                                \
-    return *reinterpret_cast<type(*)[count]>(::robustcore::simt::host::shared_storage(site));      \
+#define RC_SHARED(type, name, count)                                                          \
+  type(&name)[count] = []() -> type(&)[count] {                                               \
+    static_assert(std::is_trivially_default_constructible_v<type>,                            \
+                  "shared memory cannot run constructors");                                   \
+    constinit static ::robustcore::simt::host::SharedSite site{#name, sizeof(type) * (count), \
+                                                               alignof(type), sizeof(type)};  \
+    return *reinterpret_cast<type(*)[count]>(::robustcore::simt::host::shared_storage(site)); \
   }()
 
 #define RC_DEVICE_ASSERT(condition)                                     \

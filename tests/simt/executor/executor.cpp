@@ -165,6 +165,7 @@ void Machine::resume(Fiber& self, int next) {
     idle_.pop_back();
   }
   set_current(next);
+  record_switch();
   if (thread.fiber != &self) switch_fiber(self, *thread.fiber);
 }
 
@@ -377,8 +378,9 @@ void Machine::run_block(std::int64_t block) {
   live_ = block_threads_;
   at_barrier_ = 0;
   spins_ = 0;
-  record_block_start(block);
+  record_block_start();
   resume(caller_, choose());
+  record_block_end();
   current = -1;
   if (!failed_) {
     failure_ = shared.check_zones();
@@ -415,7 +417,7 @@ void Machine::run_grid(const std::string& kernel, std::int64_t grid, int block,
   describe_running_stack(caller_);
   if (idle_.empty()) recover();
   const FaultGuard guard;
-  record_launch_start(pool_);
+  record_launch_start(pool_, grid);
   std::vector<std::int64_t> order;
   if (configuration.schedule.order == Order::kRandom) {
     order.resize(static_cast<std::size_t>(grid));

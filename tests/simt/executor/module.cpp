@@ -74,8 +74,14 @@ PYBIND11_MODULE(_simt, module) {
   module.def("run_check", [](const std::string& name) { simt::checks().at(name)(); });
   module.def("run_broken",
              [](const std::string& name) { simt::broken_kernels().at(name).function(); });
-  module.def("expected_error",
-             [](const std::string& name) { return simt::broken_kernels().at(name).kind; });
+  // With the recorder, and without it: None where only the recorder sees the bug.
+  module.def("expected_errors", [](const std::string& name) {
+    const simt::Broken& broken = simt::broken_kernels().at(name);
+    py::object alone = py::none();
+    if (broken.kind_alone != nullptr) alone = py::str(broken.kind_alone);
+    return py::make_tuple(broken.kind, alone);
+  });
+  module.def("record_accesses", &host::record_accesses);
   module.def("standard_runs", [](int seeds) {
     std::vector<std::tuple<std::string, std::uint64_t, int, std::string>> runs;
     for (const simt::Run& run : simt::standard_runs(seeds)) {

@@ -191,11 +191,12 @@ void* Arguments::fetch(const std::string& name, Role role, Dtype dtype, bool req
   return data;
 }
 
-void* Arguments::allocate_scratch(const std::string& name, std::size_t count,
-                                  std::size_t element_bytes) {
-  auto buffer = std::make_unique<host::GuardedBuffer>(name, count * element_bytes, element_bytes,
-                                                      run_.placement, run_.poison);
-  buffer->set_written(false);
+void* Arguments::allocate(const std::string& name, std::size_t count, std::size_t element_bytes,
+                          bool zero) {
+  auto buffer =
+      std::make_unique<host::GuardedBuffer>(name, count * element_bytes, element_bytes,
+                                            run_.placement, zero ? std::uint8_t{0} : run_.poison);
+  buffer->set_written(zero);
   void* data = buffer->data();
   fetched_.insert_or_assign(name, Fetched{Role::kScratch, std::move(buffer)});
   return data;
@@ -223,10 +224,15 @@ Results Arguments::results() const {
 void run_case(const std::string& name, const NamedValues& values, const RunOptions& options) {
   const auto found = cases().find(name);
   if (found == cases().end()) throw std::invalid_argument("there is no case '" + name + "'");
+  run_function(name, found->second, values, options);
+}
+
+void run_function(const std::string& name, CaseFunction function, const NamedValues& values,
+                  const RunOptions& options) {
   if (options.runs.empty()) throw std::invalid_argument("there must be a run");
   std::map<host::Placement, std::pair<Run, Results>> first_of;
   for (const Run& run : options.runs) {
-    const Results results = run_once(found->second, values, run);
+    const Results results = run_once(function, values, run);
     const auto placement =
         options.same_bits_for_all_placements ? options.runs.front().placement : run.placement;
     const auto [first, is_new] = first_of.try_emplace(placement, run, results);
@@ -234,7 +240,7 @@ void run_case(const std::string& name, const NamedValues& values, const RunOptio
     const auto& [first_run, expected] = first->second;
     const std::string where = difference(expected, results, values);
     if (!where.empty()) {
-      report_difference(name, found->second, values, first_run, expected, run, where);
+      report_difference(name, function, values, first_run, expected, run, where);
     }
   }
   const Results& results = first_of.at(options.runs.front().placement).second;
@@ -281,8 +287,9 @@ Registration::Registration(const char* name, CheckFunction function) {
   }
 }
 
-Registration::Registration(const char* name, CheckFunction function, const char* kind) {
-  if (!registry().broken.emplace(name, Broken{function, kind}).second) {
+Registration::Registration(const char* name, CheckFunction function, const char* kind,
+                           const char* kind_alone) {
+  if (!registry().broken.emplace(name, Broken{function, kind, kind_alone}).second) {
     throw std::logic_error(std::string("two broken kernels are named ") + name);
   }
 }

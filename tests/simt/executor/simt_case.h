@@ -132,7 +132,12 @@ class Arguments {
   // Memory that only the kernel uses (a workspace): starts as poison, compared with nothing.
   template <typename T>
   T* scratch(const std::string& name, std::int64_t count) {
-    return static_cast<T*>(allocate_scratch(name, static_cast<std::size_t>(count), sizeof(T)));
+    return static_cast<T*>(allocate(name, static_cast<std::size_t>(count), sizeof(T), false));
+  }
+  // The same, but filled with zeros before the launch.
+  template <typename T>
+  T* zeroed(const std::string& name, std::int64_t count) {
+    return static_cast<T*>(allocate(name, static_cast<std::size_t>(count), sizeof(T), true));
   }
 
   std::int64_t integer(const std::string& name);
@@ -156,7 +161,7 @@ class Arguments {
   const Value& value(const std::string& name) const;
   const Array& array(const std::string& name) const;
   void* fetch(const std::string& name, Role role, Dtype dtype, bool required);
-  void* allocate_scratch(const std::string& name, std::size_t count, std::size_t element_bytes);
+  void* allocate(const std::string& name, std::size_t count, std::size_t element_bytes, bool zero);
 
   const NamedValues& values_;
   Run run_;
@@ -179,18 +184,24 @@ struct RunOptions {
 void run_case(const std::string& name, const NamedValues& values, const RunOptions& options = {});
 
 using CaseFunction = void (*)(Arguments& arguments);
+// The same for a function that is not registered; errors call it `name`.
+void run_function(const std::string& name, CaseFunction function, const NamedValues& values,
+                  const RunOptions& options = {});
+
 using CheckFunction = void (*)();
 
 struct Registration {
   Registration(const char* name, CaseFunction function);
   Registration(const char* name, CheckFunction function);
-  // A kernel with a known bug: `kind` is the error that it must cause.
-  Registration(const char* name, CheckFunction function, const char* kind);
+  // A kernel with a known bug: the errors that it must cause with and without the recorder of
+  // accesses; null where only the recorder can see the bug.
+  Registration(const char* name, CheckFunction function, const char* kind, const char* kind_alone);
 };
 
 struct Broken {
   CheckFunction function;
-  std::string kind;
+  const char* kind;
+  const char* kind_alone;
 };
 const std::map<std::string, CaseFunction>& cases();
 const std::map<std::string, CheckFunction>& checks();
@@ -254,10 +265,10 @@ void dispatch_floating(Dtype dtype, Function&& function) {
                                                                                simt_check_##name); \
   static void simt_check_##name()
 
-#define RC_SIMT_BROKEN(name, kind)                                               \
+#define RC_SIMT_BROKEN(name, kind, kind_alone)                                   \
   static void simt_broken_##name();                                              \
   static const ::robustcore::simt::Registration simt_broken_registration_##name( \
-      #name, simt_broken_##name, kind);                                          \
+      #name, simt_broken_##name, kind, kind_alone);                              \
   static void simt_broken_##name()
 
 }  // namespace robustcore::simt
