@@ -47,7 +47,7 @@ std::string run_broken(const simt::Broken& broken, const char* kind) {
 
 // The sanitizers end the process at some of the errors, so there each gets a process of its own.
 // Leaving it with their exit code is as good as our report.
-std::string run_broken_apart(const simt::Broken& broken) {
+std::string run_broken_apart(const simt::Broken& broken, bool& by_sanitizer) {
   constexpr int kSanitizerExit = 1;
   constexpr int kProblemExit = 3;
   std::fflush(nullptr);
@@ -61,9 +61,10 @@ std::string run_broken_apart(const simt::Broken& broken) {
   }
   int status = 0;
   waitpid(child, &status, 0);
-  const bool expected =
-      WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kSanitizerExit);
-  return expected ? "" : "ended with wait status " + std::to_string(status);
+  const int exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  by_sanitizer = exit_status == kSanitizerExit;
+  if (exit_status == 0 || by_sanitizer) return {};
+  return "ended with wait status " + std::to_string(status);
 }
 
 void run_all_broken() {
@@ -72,11 +73,12 @@ void run_all_broken() {
     if (broken.kind_alone == nullptr) continue;
     const bool recorded = host::records_accesses();
     host::record_accesses(false);
-    const std::string label = "broken: " + name + " (not recorded)";
     if (RC_SIMT_ASAN) {
-      report(label, run_broken_apart(broken));
+      bool by_sanitizer = false;
+      const std::string problem = run_broken_apart(broken, by_sanitizer);
+      report("broken: " + name + (by_sanitizer ? " (by a sanitizer)" : ""), problem);
     } else {
-      report(label, run_broken(broken, broken.kind_alone));
+      report("broken: " + name + " (not recorded)", run_broken(broken, broken.kind_alone));
     }
     host::record_accesses(recorded);
   }

@@ -106,4 +106,52 @@ __global__ void last_block_sum_kernel(const float* values, float* partial, unsig
   }
 }
 
+template <int Threads, typename Combine>
+__global__ void block_reduce_kernel(const float* values, float* results) {
+  const std::int64_t index = blockIdx.x * static_cast<std::int64_t>(Threads) + threadIdx.x;
+  results[index] = block_reduce<Threads>(values[index], Combine{});
+}
+
+// x -> slope * x + offset
+struct Affine {
+  float slope;
+  float offset;
+};
+
+struct ComposeAffine {
+  __host__ __device__ Affine operator()(const Affine& first, const Affine& second) const {
+    return {second.slope * first.slope, second.slope * first.offset + second.offset};
+  }
+};
+
+template <int Threads>
+__global__ void block_affine_kernel(const float* slopes, const float* offsets, Affine* results) {
+  const Affine map{slopes[threadIdx.x], offsets[threadIdx.x]};
+  results[threadIdx.x] = block_reduce<Threads>(map, ComposeAffine{});
+}
+
+template <int Width>
+__global__ void warp_sum_kernel(const float* values, float* results) {
+  results[threadIdx.x] = warp_reduce<Width>(values[threadIdx.x], Sum{});
+}
+
+// One row of results for each warp primitive.
+__global__ void warp_votes_kernel(const int* values, int* results) {
+  const int value = values[threadIdx.x];
+  int* result = results + threadIdx.x;
+  const unsigned rows = blockDim.x;
+  result[0 * rows] = static_cast<int>(__ballot_sync(kFullWarp, value > 0));
+  result[1 * rows] = __any_sync(kFullWarp, value > 0);
+  result[2 * rows] = __all_sync(kFullWarp, value > -9);
+  result[3 * rows] = __reduce_add_sync(kFullWarp, value);
+  result[4 * rows] = __reduce_min_sync(kFullWarp, value);
+  result[5 * rows] = __reduce_max_sync(kFullWarp, value);
+  result[6 * rows] = static_cast<int>(__reduce_and_sync(kFullWarp, static_cast<unsigned>(value)));
+  result[7 * rows] = static_cast<int>(__reduce_or_sync(kFullWarp, static_cast<unsigned>(value)));
+  result[8 * rows] = static_cast<int>(__reduce_xor_sync(kFullWarp, static_cast<unsigned>(value)));
+  result[9 * rows] = static_cast<int>(__match_any_sync(kFullWarp, value));
+  result[10 * rows] = __shfl_up_sync(kFullWarp, value, 4);
+  result[11 * rows] = __shfl_sync(kFullWarp, value, 0, 8);
+}
+
 }  // namespace robustcore::simt::selftest

@@ -142,4 +142,53 @@ RC_SIMT_CHECK(last_block_sum) {
                1e-5);
 }
 
+RC_SIMT_CASE(warp_votes) {
+  launch<warp_votes_kernel>(1, 64, stream(), arguments.input<int>("values"),
+                            arguments.output<int>("results"));
+}
+
+namespace {
+
+// Calls function.template operator()<n>() for the power of two n between Least and Most.
+template <int Least, int Most, typename Function>
+void dispatch_power(std::int64_t value, Function&& function) {
+  if (value == Least) {
+    function.template operator()<Least>();
+  } else if constexpr (Least < Most) {
+    dispatch_power<2 * Least, Most>(value, function);
+  } else {
+    throw std::invalid_argument("no instance for " + std::to_string(value));
+  }
+}
+
+template <typename Combine>
+void run_block_reduce(Arguments& arguments) {
+  dispatch_power<32, 1024>(arguments.integer("threads"), [&]<int Threads>() {
+    launch<block_reduce_kernel<Threads, Combine>>(arguments.elements("values") / Threads, Threads,
+                                                  stream(), arguments.input<float>("values"),
+                                                  arguments.output<float>("results"));
+  });
+}
+
+}  // namespace
+
+RC_SIMT_CASE(block_sum) { run_block_reduce<Sum>(arguments); }
+
+RC_SIMT_CASE(block_maximum) { run_block_reduce<Maximum>(arguments); }
+
+RC_SIMT_CASE(block_affine) {
+  dispatch_power<32, 1024>(arguments.integer("threads"), [&]<int Threads>() {
+    launch<block_affine_kernel<Threads>>(
+        1, Threads, stream(), arguments.input<float>("slopes"), arguments.input<float>("offsets"),
+        reinterpret_cast<Affine*>(arguments.output<float>("results")));
+  });
+}
+
+RC_SIMT_CASE(warp_sum) {
+  dispatch_power<1, 32>(arguments.integer("width"), [&]<int Width>() {
+    launch<warp_sum_kernel<Width>>(1, 64, stream(), arguments.input<float>("values"),
+                                   arguments.output<float>("results"));
+  });
+}
+
 }  // namespace robustcore::simt::selftest
