@@ -1,5 +1,5 @@
-// The Python module. Importing it registers the operators (ops.cpp and the *_cpu.cpp, *_cuda.cu files);
-// what it exports itself is only what is not a tensor operator.
+// The Python module. Importing it registers the operators (ops.cpp and the *_cpu.cpp, *_cuda.cu
+// files); what it exports itself is only what is not a tensor operator.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;

@@ -15,7 +15,8 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "gated_cross_entropy_scores(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
       "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
       "int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // The loss, and the gradients for prediction, noise, gate and sample_weight, those not wanted empty.
+  // The loss, and the gradients for prediction, noise, gate and sample_weight, those not wanted
+  // empty.
   m.def(
       "gated_cross_entropy_with_gradients(Tensor prediction, Tensor noise, Tensor gate, "
       "Tensor target, Tensor? weight, Tensor? sample_weight, int ignore_index, "

@@ -1,5 +1,6 @@
-// The CUDA side of registration: device, stream and errors. One library serves torch with and without
-// CUDA, so nothing here may link libtorch_cuda or libc10_cuda; the current stream is looked up at run time.
+// The CUDA side of registration: device, stream and errors. One library serves torch with and
+// without CUDA, so nothing here may link libtorch_cuda or libc10_cuda; the current stream is looked
+// up at run time.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,9 +33,9 @@ class DeviceScope {
     using Lookup = int32_t (*)(int32_t, void**);
     static const Lookup lookup = [] {
       void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-      return library ? reinterpret_cast<Lookup>(
-                           dlsym(library, "aoti_torch_get_current_cuda_stream"))
-                     : nullptr;
+      return library
+                 ? reinterpret_cast<Lookup>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
+                 : nullptr;
     }();
     RC_CHECK(lookup != nullptr, "robustcore: this torch has no CUDA, yet a CUDA tensor came");
     void* stream = nullptr;

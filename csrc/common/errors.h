@@ -1,6 +1,7 @@
-// Errors that only the computation can find (a target out of range) still reach Python as the exception a
-// user expects. The stable ABI turns every C++ exception into RuntimeError; python/robustcore/_errors.py
-// recognises the marker and raises the named one with the bare message.
+// Errors that only the computation can find (a target out of range) still reach Python as the
+// exception a user expects. The stable ABI turns every C++ exception into RuntimeError;
+// python/robustcore/_errors.py recognises the marker and raises the named one with the bare
+// message.
 #pragma once
 
 #include <sstream>

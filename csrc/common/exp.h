@@ -1,5 +1,6 @@
-// exp and log1p-free helpers for rows: a branch-free exponential that compilers vectorise on the host
-// (libm's is called element by element unless -ffast-math is on), the hardware's on the device.
+// exp and log1p-free helpers for rows: a branch-free exponential that compilers vectorise on the
+// host (libm's is called element by element unless -ffast-math is on), the hardware's on the
+// device.
 #pragma once
 
 #include <cmath>
@@ -10,8 +11,8 @@
 
 namespace robustcore {
 
-// exp(x) in float. Relative error below 1e-7 on the host; exp(+inf) = inf, exp(-inf) = 0 and NaN stays
-// NaN; results below the normal range are rounded to subnormals as libm does.
+// exp(x) in float. Relative error below 1e-7 on the host; exp(+inf) = inf, exp(-inf) = 0 and NaN
+// stays NaN; results below the normal range are rounded to subnormals as libm does.
 //
 // x = n log 2 + r with |r| <= log(2)/2; 1 + r + r^2 q(r) for exp(r), q of degree 5 fitted for the
 // smallest largest relative error (5e-11 before rounding); times 2^n in two
@@ -26,8 +27,7 @@ RC_INLINE float exponential(float x) {
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   const float shifted = clamped * 1.44269504088896341f + 12582912.0f;
   const float n = shifted - 12582912.0f;
-  const int32_t exponent =
-      static_cast<int32_t>(detail::bit_cast<uint32_t>(shifted) - 0x4b400000u);
+  const int32_t exponent = static_cast<int32_t>(detail::bit_cast<uint32_t>(shifted) - 0x4b400000u);
   const float r = (clamped - n * 0.693145751953125f) - n * 1.428606765330187e-06f;
   float p = 1.97902976651676e-4f;
   p = p * r + 1.3944703387096524e-3f;
@@ -43,10 +43,16 @@ RC_INLINE float exponential(float x) {
 #endif
 }
 
-RC_INLINE double exponential(double x) { return exp(x); }
+RC_INLINE double exponential(double x) {
+  return exp(x);
+}
 
-RC_INLINE float logarithm(float x) { return logf(x); }
-RC_INLINE double logarithm(double x) { return log(x); }
+RC_INLINE float logarithm(float x) {
+  return logf(x);
+}
+RC_INLINE double logarithm(double x) {
+  return log(x);
+}
 
 // sigmoid(x) and sigmoid(-x), both without cancellation: never 1 - sigmoid(x).
 template <class Acc>

@@ -1,5 +1,5 @@
-// The 16-bit storage types, free of torch and of the CUDA headers, so that one kernel source serves nvcc,
-// the CPU kernels and the host executor. They only store: arithmetic happens in float.
+// The 16-bit storage types, free of torch and of the CUDA headers, so that one kernel source serves
+// nvcc, the CPU kernels and the host executor. They only store: arithmetic happens in float.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,12 @@ RC_INLINE To bit_cast(From from) {
 
 }  // namespace detail
 
-RC_INLINE float to_accumulate(float value) { return value; }
-RC_INLINE double to_accumulate(double value) { return value; }
+RC_INLINE float to_accumulate(float value) {
+  return value;
+}
+RC_INLINE double to_accumulate(double value) {
+  return value;
+}
 
 RC_INLINE float to_accumulate(bfloat16 value) {
   return detail::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);

@@ -11,8 +11,8 @@
 
 #define RC_RESTRICT __restrict__
 
-// One body, compiled for several instruction sets; the loader picks the best that the processor has.
-// What such a function calls must be RC_INLINE, or it stays compiled for the baseline.
+// One body, compiled for several instruction sets; the loader picks the best that the processor
+// has. What such a function calls must be RC_INLINE, or it stays compiled for the baseline.
 // Sanitizers run before the loader's relocations are done and cannot bear the resolvers.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12 && !defined(__CUDACC__) && !defined(__SANITIZE_ADDRESS__)

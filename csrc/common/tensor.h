@@ -1,5 +1,5 @@
-// What every operator's registration needs from torch: the stable tensor, checks, fresh outputs and the
-// step from a run-time dtype to a compile-time type. Kernels themselves never include this.
+// What every operator's registration needs from torch: the stable tensor, checks, fresh outputs and
+// the step from a run-time dtype to a compile-time type. Kernels themselves never include this.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "common/float16.h"
@@ -19,31 +20,33 @@ namespace robustcore {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A failed check of a raw operator. The public Python functions validate first and raise ValueError or
-// TypeError; what can only be found while computing goes through the markers of common/errors.h.
+// A failed check of a raw operator. The public Python functions validate first and raise ValueError
+// or TypeError; what can only be found while computing goes through the markers of common/errors.h.
 #define RC_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
 
-inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+inline void check_floating(const std::string& op, const char* name, const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
   RC_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
                type == ScalarType::BFloat16 || type == ScalarType::Half,
            op, ": ", name, " must be float32, float64, bfloat16 or float16");
 }
 
-inline void check_type(const char* op, const char* name, const Tensor& tensor, ScalarType type) {
+inline void check_type(const std::string& op, const char* name, const Tensor& tensor,
+                       ScalarType type) {
   RC_CHECK(tensor.scalar_type() == type, op, ": ", name, " has the wrong dtype");
 }
 
-inline void check_numel(const char* op, const char* name, const Tensor& tensor, int64_t expected) {
+inline void check_numel(const std::string& op, const char* name, const Tensor& tensor,
+                        int64_t expected) {
   RC_CHECK(tensor.numel() == expected, op, ": ", name, " must have ", expected, " elements, got ",
            tensor.numel());
 }
 
-inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
+inline void check_same_device(const std::string& op, const char* name, const Tensor& tensor,
                               const Tensor& like) {
-  RC_CHECK(tensor.is_cuda() == like.is_cuda() &&
-               tensor.get_device_index() == like.get_device_index(),
-           op, ": ", name, " must be on the device of the first argument");
+  RC_CHECK(
+      tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+      op, ": ", name, " must be on the device of the first argument");
 }
 
 // The dtype in which a tensor is computed with.
@@ -51,8 +54,8 @@ inline ScalarType accumulate_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Asks for huge pages below a large fresh buffer, before its first touch: page faults otherwise cost
-// several times what writing it does. A no-op off Linux and for small buffers.
+// Asks for huge pages below a large fresh buffer, before its first touch: page faults otherwise
+// cost several times what writing it does. A no-op off Linux and for small buffers.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // A contiguous uninitialised tensor on the device of `like`. Through the C shim rather than the
@@ -68,12 +71,11 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   }
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const auto dtype =
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, device_type,
-      like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.begin(), strides, dtype, device_type,
+                                                         like.get_device_index(), &handle));
   Tensor result(handle);
   if (result.is_cpu()) {
     advise_huge_pages(result.mutable_data_ptr(),
@@ -89,6 +91,15 @@ inline Tensor made_contiguous(const Tensor& tensor) {
 
 inline std::optional<Tensor> made_contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(made_contiguous(*tensor)) : std::nullopt;
+}
+
+// Whether 16-byte loads may begin at the first element.
+inline bool is_vector_aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+inline Tensor vector_aligned(const Tensor& tensor) {
+  return is_vector_aligned(tensor) ? tensor : torch::stable::clone(tensor);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// Pi-DUAL's gated cross-entropy (arXiv 2310.06600) as a policy of the two-logit drivers: the mathematics
-// of one element and one row. Host and device, no torch.
+// Pi-DUAL's gated cross-entropy (arXiv 2310.06600) as a policy of the two-logit drivers: the
+// mathematics of one element and one row. Host and device, no torch.
 //
 //   h = (1 - g) f + g e,  g = sigmoid(gate),  loss = cross_entropy(h, target)
 //   dh = A p - hard onehot(y) - soft w,  A = hard + soft sum(w)
@@ -15,15 +15,17 @@ namespace robustcore {
 
 template <class Acc>
 struct GatedCrossEntropy {
+  static constexpr const char* kName = "gated_cross_entropy";
+
   Acc gate;        // g
   Acc complement;  // 1 - g
   Acc mix_first;   // the same, kept above zero: see begin()
   Acc mix_second;
 
   static RC_INLINE GatedCrossEntropy begin(Acc gate_logit) {
-    // A class masked with -inf in one head is masked in the mixture, because 0 < g < 1 in exact arithmetic.
-    // A gate that underflows to 0 would make it 0 * -inf = NaN; the smallest normal number keeps the mask
-    // and changes no finite logit (NaN fails the comparison and stays).
+    // A class masked with -inf in one head is masked in the mixture, because 0 < g < 1 in exact
+    // arithmetic. A gate that underflows to 0 would make it 0 * -inf = NaN; the smallest normal
+    // number keeps the mask and changes no finite logit (NaN fails the comparison and stays).
     const Acc tiny = sizeof(Acc) == 8 ? Acc(2.2250738585072014e-308) : Acc(1.17549435e-38);
     GatedCrossEntropy row;
     const LogisticPair<Acc> pair = logistic_pair(gate_logit);

@@ -1,5 +1,5 @@
-// What a hard label with class weights and label smoothing asks of a row, shared by every loss that is a
-// cross-entropy of some log-probabilities. Host and device, no torch.
+// What a hard label with class weights and label smoothing asks of a row, shared by every loss that
+// is a cross-entropy of some log-probabilities. Host and device, no torch.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace robustcore {
 
-// The loss of a row is  hard * (-log p_y) + soft * sum_c w_c (-log p_c)  with hard = (1 - s) w_y and
-// soft = s / C for label smoothing s: torch.nn.functional.cross_entropy's definition. Its gradient for the
-// logits behind p is  scale * p - hard * onehot(y) - soft * w.
+// The loss of a row is  hard * (-log p_y) + soft * sum_c w_c (-log p_c)  with hard = (1 - s) w_y
+// and soft = s / C for label smoothing s: torch.nn.functional.cross_entropy's definition. Its
+// gradient for the logits behind p is  scale * p - hard * onehot(y) - soft * w.
 template <class Acc>
 struct TargetWeights {
   Acc hard;

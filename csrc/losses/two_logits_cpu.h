@@ -1,336 +1,83 @@
-// CPU driver for the losses of class 2: walks rows, vectorised over the classes. A row is read from memory
-// once and revisited in cache. See two_logits.h for the problem and gated_cross_entropy.h for a policy.
+// CPU backend of the class-2 operators: threads over rows, and what is computed from all rows.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <limits>
-#include <vector>
+#include "common/errors.h"
+#include "common/parallel.h"
+#include "losses/two_logits_op.h"
+#include "losses/two_logits_rows.h"
 
-#include "common/exp.h"
-#include "common/macros.h"
-#include "losses/target.h"
-#include "losses/two_logits.h"
+namespace robustcore {
 
-namespace robustcore::two_logits_cpu {
-
-// Elements that are handled together. Sums are kept per lane and added in a fixed order at the end, so
-// that they do not depend on the instruction set's width.
-template <class Acc>
-constexpr int kLanes = sizeof(Acc) == 8 ? 8 : 16;
-
-template <class Acc>
-constexpr Acc kInfinity = std::numeric_limits<Acc>::infinity();
-
-// Folds the lanes pairwise: a fixed order, and a short chain of dependent operations.
-template <class Acc, class Fold>
-RC_INLINE Acc fold_lanes(const Acc* lanes, Fold&& fold) {
-  Acc folded[kLanes<Acc>];
-  RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) folded[l] = lanes[l];
-  for (int width = kLanes<Acc> / 2; width > 0; width /= 2) {
-    RC_SIMD for (int l = 0; l < width; ++l) folded[l] = fold(folded[l], folded[l + width]);
-  }
-  return folded[0];
-}
-
-template <class Acc>
-RC_INLINE Acc sum_lanes(const Acc* lanes) {
-  return fold_lanes(lanes, [](Acc a, Acc b) RC_INLINE_LAMBDA { return a + b; });
-}
-
-template <class Acc>
-RC_INLINE Acc max_lanes(const Acc* lanes) {
-  return fold_lanes(lanes, [](Acc a, Acc b) RC_INLINE_LAMBDA { return a > b ? a : b; });
-}
-
-// One group of lanes of both logit rows, widened. Lanes past the end hold -inf, which no maximum and no
-// sum of exponentials notices.
-template <class T, class Acc>
-struct Group {
-  Acc first[kLanes<Acc>];
-  Acc second[kLanes<Acc>];
-
-  RC_INLINE void load(const T* RC_RESTRICT a, const T* RC_RESTRICT b) {
-    RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) first[l] = to_accumulate(a[l]);
-    RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) second[l] = to_accumulate(b[l]);
-  }
-  RC_INLINE void load(const T* RC_RESTRICT a, const T* RC_RESTRICT b, int64_t count) {
-    for (int l = 0; l < kLanes<Acc>; ++l) first[l] = second[l] = -kInfinity<Acc>;
-    for (int64_t l = 0; l < count; ++l) first[l] = to_accumulate(a[l]);
-    for (int64_t l = 0; l < count; ++l) second[l] = to_accumulate(b[l]);
-  }
-};
-
-// Both logit rows. The incomplete group at the end is widened once, for all visits.
-template <class T, class Acc>
-struct Row {
-  const T* first;
-  const T* second;
-  int64_t classes;
-  int64_t whole;  // classes in complete groups
-  Group<T, Acc> tail;
-
-  RC_INLINE Row(const T* first_row, const T* second_row, int64_t count)
-      : first(first_row),
-        second(second_row),
-        classes(count),
-        whole(count - count % kLanes<Acc>) {
-    if (whole < classes) tail.load(first + whole, second + whole, classes - whole);
-  }
-
-  // Calls f(offset, count, group) for each group; count is kLanes except at the end.
-  template <class F>
-  RC_INLINE void for_each_group(F&& f) const {
-    for (int64_t c = 0; c < whole; c += kLanes<Acc>) {
-      Group<T, Acc> group;
-      group.load(first + c, second + c);
-      f(c, int64_t{kLanes<Acc>}, group);
-    }
-    if (whole < classes) f(whole, classes - whole, tail);
-  }
-};
-
-// What a forward row finds out; gradients are formed from it.
-template <class Acc>
-struct RowStatistics {
-  Acc lse;
-  Acc loss;
-  Acc direction;      // <dloss/dh, dh/dgate>
-  Acc inverse_total;  // turns the exponentials of the row into probabilities
-};
-
-// One row of the forward pass. Leaves exp(h - max h) in `exponentials` where that is given.
-template <class Policy, bool kSmoothing, class T, class Acc = accumulate_t<T>>
-RC_INLINE RowStatistics<Acc> row_statistics(const TwoLogitProblem<T>& p, const Policy& policy,
-                                            const Row<T, Acc>& row, int64_t target,
-                                            Acc* exponentials) {
-  constexpr int L = kLanes<Acc>;
-  Acc lanes[L];
-  for (int l = 0; l < L; ++l) lanes[l] = -kInfinity<Acc>;
-  row.for_each_group([&](int64_t, int64_t, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
-    RC_SIMD for (int l = 0; l < L; ++l) {
-      const Acc h = policy.mix(g.first[l], g.second[l]);
-      lanes[l] = h > lanes[l] ? h : lanes[l];
-    }
-  });
-  const Acc maximum = max_lanes(lanes);
-
-  Acc sum[L] = {}, along[L] = {}, weighted[L] = {}, weighted_along[L] = {};
-  row.for_each_group(
-      [&](int64_t c, int64_t count, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
-        Acc e[L];
-        RC_SIMD for (int l = 0; l < L; ++l) {
-          e[l] = exponential(policy.mix(g.first[l], g.second[l]) - maximum);
-          sum[l] += e[l];
-          // A masked class has no probability; its infinite difference must not turn 0 into NaN.
-          const Acc term = e[l] * policy.direction(g.first[l], g.second[l]);
-          along[l] += e[l] == Acc(0) ? Acc(0) : term;
-        }
-        if (exponentials) {
-          if (count == L) {
-            RC_SIMD for (int l = 0; l < L; ++l) exponentials[c + l] = e[l];
-          } else {
-            for (int64_t l = 0; l < count; ++l) exponentials[c + l] = e[l];
-          }
-        }
-        if constexpr (kSmoothing) {
-          for (int64_t l = 0; l < count; ++l) {
-            const Acc w = p.class_weight ? p.class_weight[c + l] : Acc(1);
-            weighted[l] += w * policy.mix(g.first[l], g.second[l]);
-            weighted_along[l] += w * policy.direction(g.first[l], g.second[l]);
-          }
-        }
-      });
-  const Acc total = sum_lanes(sum);
-  const TargetWeights<Acc> t = target_weights(p, target);
-  const Acc first_y = to_accumulate(row.first[target]);
-  const Acc second_y = to_accumulate(row.second[target]);
-  RowStatistics<Acc> result;
-  result.inverse_total = Acc(1) / total;
-  result.lse = maximum + logarithm(total);
-  result.loss = t.hard * (result.lse - policy.mix(first_y, second_y));
-  Acc subtract = t.hard * policy.direction(first_y, second_y);
-  if constexpr (kSmoothing) {
-    result.loss += t.soft * (t.weight_sum * result.lse - sum_lanes(weighted));
-    subtract += t.soft * sum_lanes(weighted_along);
-  }
-  result.direction = t.scale() * (sum_lanes(along) * result.inverse_total) - subtract;
-  return result;
-}
-
-// Writes both gradients of a row. `probability(c, group, p)` fills p with softmax(h) of a group.
-template <class Policy, bool kSmoothing, class T, class Probability, class Acc = accumulate_t<T>>
-RC_INLINE void write_gradients(const TwoLogitProblem<T>& p, const Policy& policy,
-                               const Row<T, Acc>& row, int64_t target, Acc factor, T* grad_first,
-                               T* grad_second, Probability&& probability) {
-  constexpr int L = kLanes<Acc>;
-  const TargetWeights<Acc> t = target_weights(p, target);
-  const Acc scale = factor * t.scale();
-  const Acc soft = factor * t.soft;
-  const auto gradient_at = [&](int64_t c, Acc probability_c) RC_INLINE_LAMBDA {
-    Acc gradient = scale * probability_c;
-    if constexpr (kSmoothing) gradient -= soft * (p.class_weight ? p.class_weight[c] : Acc(1));
-    return gradient;
+struct TwoLogitCpu {
+  struct Scope {
+    explicit Scope(const Tensor&) {}
   };
-  Acc target_probability = 0;
-  row.for_each_group(
-      [&](int64_t c, int64_t count, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
-        Acc q[L], d[L];
-        probability(c, count, g, q);
-        if (target >= c && target < c + count) target_probability = q[target - c];
-        if (count == L) {
-          RC_SIMD for (int l = 0; l < L; ++l) d[l] = gradient_at(c + l, q[l]);
-          if (grad_first) {
-            RC_SIMD for (int l = 0; l < L; ++l) {
-              grad_first[c + l] = from_accumulate<T>(policy.gradient_first(d[l]));
-            }
-          }
-          if (grad_second) {
-            RC_SIMD for (int l = 0; l < L; ++l) {
-              grad_second[c + l] = from_accumulate<T>(policy.gradient_second(d[l]));
-            }
-          }
-        } else {
-          for (int64_t l = 0; l < count; ++l) {
-            d[l] = gradient_at(c + l, q[l]);
-            if (grad_first) grad_first[c + l] = from_accumulate<T>(policy.gradient_first(d[l]));
-            if (grad_second) grad_second[c + l] = from_accumulate<T>(policy.gradient_second(d[l]));
-          }
-        }
-      });
-  // The true class, formed in the wide type: p - 1 loses everything in a 16-bit one.
-  const Acc own = gradient_at(target, target_probability) - factor * t.hard;
-  if (grad_first) grad_first[target] = from_accumulate<T>(policy.gradient_first(own));
-  if (grad_second) grad_second[target] = from_accumulate<T>(policy.gradient_second(own));
-}
 
-template <class T>
-RC_INLINE accumulate_t<T> sample_weight(const TwoLogitProblem<T>& p, int64_t i) {
-  return p.sample_weight ? p.sample_weight[i] : accumulate_t<T>(1);
-}
-
-template <class T>
-RC_INLINE void zero_row(T* row, int64_t classes) {
-  if (!row) return;
-  for (int64_t c = 0; c < classes; ++c) row[c] = from_accumulate<T>(accumulate_t<T>(0));
-}
-
-template <class T>
-RC_INLINE accumulate_t<T> gradient_factor(const TwoLogitProblem<T>& p, int64_t i) {
-  using Acc = accumulate_t<T>;
-  const Acc incoming = p.grad_loss ? p.grad_loss[p.grad_loss_per_row ? i : 0] : Acc(1);
-  return p.denominator ? incoming / *p.denominator : incoming;
-}
-
-template <class T>
-RC_INLINE void write_row_gradients(const TwoLogitProblem<T>& p, int64_t i, accumulate_t<T> factor) {
-  if (p.grad_gate) p.grad_gate[i] = factor * sample_weight(p, i) * p.row_gate_gradient[i];
-  if (p.grad_sample_weight) p.grad_sample_weight[i] = factor * p.row_loss[i];
-}
-
-// log softmax(first)[target] and argmax(first); as torch.argmax, the first of equals, NaN above all.
-template <class T, class Acc>
-RC_INLINE void row_scores(const TwoLogitProblem<T>& p, int64_t i, const T* first) {
-  Acc best = to_accumulate(first[0]);
-  int64_t arg = 0;
-  for (int64_t c = 1; c < p.classes; ++c) {
-    const Acc value = to_accumulate(first[c]);
-    const bool better = value > best || (value != value && best == best);
-    arg = better ? c : arg;
-    best = better ? value : best;
-  }
-  Acc sum[kLanes<Acc>] = {};
-  const Row<T, Acc> row(first, first, p.classes);
-  row.for_each_group([&](int64_t, int64_t, const Group<T, Acc>& g) RC_INLINE_LAMBDA {
-    RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) sum[l] += exponential(g.first[l] - best);
-  });
-  const bool ignored = p.target[i] == p.ignore_index;
-  const Acc lse = best + logarithm(sum_lanes(sum));
-  p.predicted[i] = arg;
-  p.log_probability[i] = ignored ? std::numeric_limits<Acc>::quiet_NaN()
-                                 : to_accumulate(first[p.target[i]]) - lse;
-  p.gate_probability[i] = logistic_pair(p.gate[i]).value;
-}
-
-// Rows [begin, end): statistics, and with kGradients the gradients in the same visit of the row.
-template <class Policy, bool kSmoothing, bool kGradients, class T>
-RC_TARGET_CLONES void forward_rows(const TwoLogitProblem<T>& p, int64_t begin, int64_t end) {
-  using Acc = accumulate_t<T>;
-  constexpr int L = kLanes<Acc>;
-  std::vector<Acc> scratch;  // 16-bit gradients cannot hold the exponentials meanwhile
-  if (kGradients && sizeof(T) != sizeof(Acc)) scratch.resize(p.classes);
-  for (int64_t i = begin; i < end; ++i) {
-    const Row<T, Acc> row(p.first + i * p.classes, p.second + i * p.classes, p.classes);
-    T* grad_first = p.grad_first ? p.grad_first + i * p.classes : nullptr;
-    T* grad_second = p.grad_second ? p.grad_second + i * p.classes : nullptr;
-    const int64_t target = p.target[i];
-    if (p.log_probability) row_scores<T, Acc>(p, i, row.first);
-    if (target == p.ignore_index) {
-      p.row_loss[i] = p.row_lse[i] = p.row_gate_gradient[i] = Acc(0);
-      if constexpr (kGradients) {
-        zero_row(grad_first, p.classes);
-        zero_row(grad_second, p.classes);
-        write_row_gradients(p, i, Acc(0));
+  static TwoLogitArguments prepare(const char* op, TwoLogitArguments a) {
+    const int64_t* target = read_pointer<int64_t>(a.target);
+    const int64_t rows = a.first.size(0), classes = a.first.size(1);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (target[i] != a.ignore_index && (target[i] < 0 || target[i] >= classes)) {
+        raise("IndexError", op, ": target must be in [0, ", classes, ") or ignore_index (",
+              a.ignore_index, "), got ", target[i], " at row ", i);
       }
-      continue;
     }
-    const Policy policy = Policy::begin(p.gate[i]);
-    Acc* exponentials = nullptr;
-    if constexpr (kGradients && sizeof(T) == sizeof(Acc)) {
-      exponentials = grad_first ? grad_first : grad_second;
-    } else if constexpr (kGradients) {
-      exponentials = scratch.data();
-    }
-    const RowStatistics<Acc> s =
-        row_statistics<Policy, kSmoothing>(p, policy, row, target, exponentials);
-    p.row_loss[i] = s.loss;
-    p.row_lse[i] = s.lse;
-    p.row_gate_gradient[i] = policy.gate_slope() * s.direction;
-    if constexpr (kGradients) {
-      const Acc factor = gradient_factor(p, i);
-      write_row_gradients(p, i, factor);
-      if (!grad_first && !grad_second) continue;
-      const auto probability = [&](int64_t c, int64_t count, const Group<T, Acc>&, Acc* q) RC_INLINE_LAMBDA {
-        if (count == L) {
-          RC_SIMD for (int l = 0; l < L; ++l) q[l] = exponentials[c + l] * s.inverse_total;
-        } else {
-          for (int64_t l = 0; l < count; ++l) q[l] = exponentials[c + l] * s.inverse_total;
-        }
-      };
-      write_gradients<Policy, kSmoothing>(p, policy, row, target, factor * sample_weight(p, i), grad_first, grad_second,
-                                          probability);
-    }
+    return a;
   }
-}
 
-// Rows [begin, end) of the backward pass: the probabilities once more, from the saved logsumexp.
-template <class Policy, bool kSmoothing, class T>
-RC_TARGET_CLONES void backward_rows(const TwoLogitProblem<T>& p, int64_t begin, int64_t end) {
-  using Acc = accumulate_t<T>;
-  for (int64_t i = begin; i < end; ++i) {
-    T* grad_first = p.grad_first ? p.grad_first + i * p.classes : nullptr;
-    T* grad_second = p.grad_second ? p.grad_second + i * p.classes : nullptr;
-    const int64_t target = p.target[i];
-    if (target == p.ignore_index) {
-      zero_row(grad_first, p.classes);
-      zero_row(grad_second, p.classes);
-      write_row_gradients(p, i, Acc(0));
-      continue;
-    }
-    const Acc factor = gradient_factor(p, i);
-    write_row_gradients(p, i, factor);
-    if (!grad_first && !grad_second) continue;
-    const Policy policy = Policy::begin(p.gate[i]);
-    const Row<T, Acc> row(p.first + i * p.classes, p.second + i * p.classes, p.classes);
-    const Acc lse = p.row_lse[i];
-    const auto probability = [&](int64_t, int64_t, const Group<T, Acc>& g, Acc* q) RC_INLINE_LAMBDA {
-      RC_SIMD for (int l = 0; l < kLanes<Acc>; ++l) {
-        q[l] = exponential(policy.mix(g.first[l], g.second[l]) - lse);
+  template <class Policy, TwoLogitMode kMode, class T>
+  static void forward(const TwoLogitProblem<T>& p, const Scope&) {
+    constexpr bool kGradients = kMode == TwoLogitMode::kGradients;
+    write_denominator(p);
+    parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end) {
+      if (p.label_smoothing != 0) {
+        two_logits_cpu::forward_rows<Policy, true, kGradients>(p, begin, end);
+      } else {
+        two_logits_cpu::forward_rows<Policy, false, kGradients>(p, begin, end);
       }
+    });
+    reduce_rows(p);
+  }
+
+  template <class Policy, class T>
+  static void backward(const TwoLogitProblem<T>& p, const Scope&) {
+    parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end) {
+      if (p.label_smoothing != 0) {
+        two_logits_cpu::backward_rows<Policy, true>(p, begin, end);
+      } else {
+        two_logits_cpu::backward_rows<Policy, false>(p, begin, end);
+      }
+    });
+  }
+
+ private:
+  // Both sums run in double and in row order: the same bits for any number of threads.
+  template <class T>
+  static void write_denominator(const TwoLogitProblem<T>& p) {
+    double total = 0;
+    for (int64_t i = 0; i < p.rows; ++i) {
+      if (p.target[i] == p.ignore_index) continue;
+      total += p.class_weight ? static_cast<double>(p.class_weight[p.target[i]]) : 1.0;
+    }
+    *p.denominator =
+        p.reduction == Reduction::kMean ? static_cast<accumulate_t<T>>(total) : accumulate_t<T>(1);
+  }
+
+  template <class T>
+  static void reduce_rows(const TwoLogitProblem<T>& p) {
+    using Acc = accumulate_t<T>;
+    const auto weighted = [&](int64_t i) {
+      const Acc weight = p.sample_weight ? p.sample_weight[i] : Acc(1);
+      return p.target[i] == p.ignore_index ? Acc(0) : p.row_loss[i] * weight;
     };
-    write_gradients<Policy, kSmoothing>(p, policy, row, target, factor * sample_weight(p, i), grad_first,
-                                        grad_second, probability);
+    if (p.reduction == Reduction::kNone) {
+      for (int64_t i = 0; i < p.rows; ++i) p.loss[i] = weighted(i);
+      return;
+    }
+    double total = 0;
+    for (int64_t i = 0; i < p.rows; ++i) total += static_cast<double>(weighted(i));
+    *p.loss = static_cast<Acc>(total / static_cast<double>(*p.denominator));
   }
-}
+};
 
-}  // namespace robustcore::two_logits_cpu
+}  // namespace robustcore
