@@ -1,6 +1,6 @@
 """What a family tells the tests, ``robustcore selftest`` and the benchmarks about its operators.
 
-A family's module ``samples_<family>.py`` has one function ``operator_cases() -> list[OperatorCase]``.
+A family's module ``samples_<family>.py`` has a function ``operator_cases() -> list[OperatorCase]``.
 A new operator adds one entry there; everything that walks over operators then finds it.
 """
 
