@@ -31,7 +31,7 @@ def compiled(function: Callable[..., Any], name: str = "torch.compile") -> Conte
 
 
 def bind(contestant: Contestant, case: Case, input_sets: Sequence[Inputs]) -> Callable[[int], Any]:
-    """``call(k)``: one forward pass, or forward and backward pass, on input set k modulo their number.
+    """``call(k)``: one forward pass, or forward and backward pass, on input set k (cyclic).
 
     Gradients come from ``torch.autograd.grad``: accumulation into ``.grad`` is not the operator's.
     """
@@ -56,7 +56,7 @@ def bind(contestant: Contestant, case: Case, input_sets: Sequence[Inputs]) -> Ca
 def try_out(
     contestants: Sequence[Contestant], case: Case, input_sets: Sequence[Inputs]
 ) -> tuple[list[tuple[Contestant, Callable[[int], Any]]], list[dict[str, str]]]:
-    """Calls everyone once. Whoever fails is left out with the reason, except the operator itself."""
+    """Calls everyone once. Who fails is left out with the reason, but not the operator."""
     running, skipped = [], []
     for contestant in contestants:
         try:

@@ -3,10 +3,10 @@
 On CUDA this is the growth of ``torch.cuda.max_memory_allocated`` over what was allocated before.
 
 On the CPU it is the growth of the process's peak resident memory (VmHWM, reset through
-``/proc/self/clear_refs``), in a fresh process in which glibc returns every freed block of 64 KiB or
-more to the system at once (``MALLOC_MMAP_THRESHOLD_``), so that no memory of an earlier call is used
-again unseen. Before the measured call, a call at a small size starts threads and loads code. Whole
-pages count, with huge pages 2 MiB each. Where the system has no ``/proc``, nothing is measured.
+``/proc/self/clear_refs``), in a fresh process in which glibc returns every freed block of 64 KiB
+or more to the system at once (``MALLOC_MMAP_THRESHOLD_``), so that no memory of an earlier call is
+used again unseen. Before the measured call, a call at a small size starts threads and loads code.
+Whole pages count, with huge pages 2 MiB each. Without ``/proc`` nothing is measured.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from .registry import Accuracy, Benchmark, Case
 
-__all__ = ["accuracy_row", "assemble_row", "write_report"]
+__all__ = ["accuracy_row", "assemble_row", "finite", "write_report"]
 
 # Half a unit in the last place of float32: no rounded result can be expected to be better.
 _ERROR_FLOOR = 2.0**-24
@@ -79,10 +80,21 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     try:
-        unfinished.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        unfinished.write_text(json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def _of(results: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Targets are data beside each benchmark; here they are held against a run, and nothing is hidden."""
+"""Targets are data beside each benchmark; here they are held against a run, nothing hidden."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Contestants take turns (A B C A B C ...), so that a busy machine hurts all alike
 turns, evenly spread. A turn is a block of calls that lasts a few milliseconds; its time divided by
 the number of calls is one sample. Each call takes the next of several input sets: at sizes beyond
 the last-level cache none is found in it again, and smaller ones are reported as cache-resident.
-Median and quartiles of the samples are reported. Outputs are dropped inside the timed block, as in a
-training loop. On CUDA a block lies between two events, and the host waits once, at the very end.
+Median and quartiles of the samples are reported. Outputs are dropped inside the timed block, as in
+a training loop. On CUDA a block lies between two events; the host waits once, at the very end.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from ..contestants import compiled
 from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size, Unavailable
 from ..targets import Target
 
+_PASSES = ("forward", "forward+backward")
 # torch.compile unrolls the loop: a graph of a few hundred steps takes minutes to compile.
 _MOST_COMPILED_STEPS = 32
 
@@ -42,7 +43,7 @@ def _size(
 class LinearRecurrence(Benchmark):
     family = "pcr"
     operator = "linear_recurrence"
-    passes = ("forward", "forward+backward")
+    passes = _PASSES
     sizes = (
         _size(4, 32, 16, "small", quick=True),
         _size(4, 512, 64, "medium", quick=True),
@@ -56,7 +57,7 @@ class LinearRecurrence(Benchmark):
                 f"at least {bound} times as fast as the loop", "speedup:eager", bound, size, passes
             )
             for size, bound in (("(8, 4096, 512)", 8.0), ("(1, 65536, 64)", 50.0))
-            for passes in passes
+            for passes in _PASSES
         ),
         *(
             Target(
@@ -66,7 +67,7 @@ class LinearRecurrence(Benchmark):
                 "(8, 4096, 512)",
                 passes,
             )
-            for passes in passes
+            for passes in _PASSES
         ),
         Target(
             "fp32 error at most 4 times that of eager",
@@ -84,7 +85,7 @@ class LinearRecurrence(Benchmark):
                 passes,
                 device="cuda",
             )
-            for passes in passes
+            for passes in _PASSES
         ),
     )
 
@@ -113,7 +114,7 @@ class LinearRecurrence(Benchmark):
         )
 
     def least_bytes(self, case: Case) -> LeastBytes:
-        """Forward: a and x in, h out. Backward: the gradient of h, a and h in, those of a, x out."""
+        """a and x in, h out; backward the gradient of h, a and h in, those of a and x out."""
         dimensions = case.size.dimensions
         tensor = 4 * dimensions["batch"] * dimensions["time"] * dimensions["channels"]
         if case.with_backward:

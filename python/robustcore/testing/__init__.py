@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from .check import Finding, check_sample
 from .comparison import Comparison, assert_matches, compare, error_against
 from .registry import FAMILIES, operators
 from .sample import OperatorCase, Sample, map_tensors, named_tensors
@@ -13,9 +14,11 @@ from .sample import OperatorCase, Sample, map_tensors, named_tensors
 __all__ = [
     "FAMILIES",
     "Comparison",
+    "Finding",
     "OperatorCase",
     "Sample",
     "assert_matches",
+    "check_sample",
     "compare",
     "error_against",
     "map_tensors",
