@@ -49,9 +49,7 @@ def check_floating(op: str, name: str, tensor: torch.Tensor) -> None:
 
 def check_shape(op: str, name: str, tensor: torch.Tensor, shape: Sequence[int]) -> None:
     if tensor.shape != torch.Size(shape):
-        raise ValueError(
-            f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def check_choice(op: str, name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -99,8 +99,9 @@ def two_logit_arguments(
     shape = first.shape[:-1]
     classes = first.shape[-1]
     if classes == 0:
-        raise ValueError(f"{op}: {names[0]} must have at least one class, got shape "
-                         f"{tuple(first.shape)}")
+        raise ValueError(
+            f"{op}: {names[0]} must have at least one class, got shape {tuple(first.shape)}"
+        )
     if target.shape != shape:
         check_shape(op, "target", target, shape)
     if gate.shape != shape:

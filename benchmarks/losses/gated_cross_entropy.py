@@ -1,0 +1,159 @@
+"""gated_cross_entropy against what people write today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..accuracy import errors_with_gradients
+from ..contestants import compiled
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size, Unavailable
+from ..targets import Target
+
+_MIB = 1 << 20
+
+
+def plain(prediction: Tensor, noise: Tensor, gate: Tensor, target: Tensor) -> Tensor:
+    """Pi-DUAL's loss as a user writes it, without the reference's handling of masked classes."""
+    g = torch.sigmoid(gate)[:, None]
+    return F.cross_entropy((1 - g) * prediction + g * noise, target)
+
+
+def _size(
+    rows: int,
+    classes: int,
+    scale: str,
+    *,
+    quick: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    dtype: torch.dtype = torch.float32,
+) -> Size:
+    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
+    dimensions = {"rows": rows, "classes": classes}
+    return Size(f"[{rows}, {classes}]{suffix}", dimensions, scale, devices, quick, dtype)
+
+
+class GatedCrossEntropy(Benchmark):
+    family = "losses"
+    operator = "gated_cross_entropy"
+    passes = ("forward", "forward+backward")
+    sizes = (
+        _size(128, 10, "small", quick=True),
+        _size(1024, 100, "medium", quick=True),
+        _size(4096, 1000, "large"),
+        _size(512, 32000, "large"),
+        _size(65536, 1024, "large", devices=("cuda",)),
+        _size(4096, 32768, "large", devices=("cuda",)),
+        _size(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
+    )
+    targets = (
+        *(
+            Target(
+                f"at least {bound} times {against}",
+                f"speedup:{kind}",
+                bound,
+                size,
+                "forward+backward",
+            )
+            for kind, against, bounds in (
+                ("eager", "as fast as eager", (2, 4, 6, 6)),
+                ("compiled", "as fast as torch.compile", (2.5, 4, 3, 2)),
+            )
+            for size, bound in zip(
+                ("[128, 10]", "[1024, 100]", "[4096, 1000]", "[512, 32000]"), bounds
+            )
+        ),
+        *(
+            Target(
+                "extra memory: two gradients, O(N) and 4 MiB",
+                "extra_bytes",
+                2 * rows * classes * 4 + 256 * rows + 4 * _MIB,
+                f"[{rows}, {classes}]",
+                "forward+backward",
+                at_least=False,
+            )
+            for rows, classes in ((4096, 1000), (512, 32000))
+        ),
+        Target(
+            "fp32 error at most 4 times that of eager",
+            "error_ratio",
+            4.0,
+            at_least=False,
+            device="",
+        ),
+        *(
+            Target(label, metric, bound, size, "forward+backward", device="cuda")
+            for size in ("[65536, 1024]", "[4096, 32768]")
+            for label, metric, bound in (
+                ("at least 85 % of the copy bandwidth", "fraction_of_copy", 0.85),
+                ("at least 4 times as fast as eager", "speedup:eager", 4.0),
+                ("at least 1.4 times as fast as torch.compile", "speedup:compiled", 1.4),
+            )
+        ),
+    )
+
+    def inputs(self, case: Case, seed: int) -> Inputs:
+        rows, classes = case.size.dimensions["rows"], case.size.dimensions["classes"]
+        generator = torch.Generator(case.device).manual_seed(seed)
+        options = {"generator": generator, "device": case.device}
+        prediction = torch.randn(rows, classes, **options).to(case.size.dtype)
+        noise = torch.randn(rows, classes, **options).to(case.size.dtype)
+        gate = torch.randn(rows, **options).to(case.size.dtype)
+        target = torch.randint(classes, (rows,), **options)
+        leaves = (prediction, noise, gate)
+        if not case.with_backward:
+            return Inputs((*leaves, target))
+        leaves = tuple(leaf.requires_grad_() for leaf in leaves)
+        return Inputs((*leaves, target), leaves)
+
+    def contestants(self, case: Case) -> Sequence[Callable[[], Contestant]]:
+        from robustcore.losses import gated_cross_entropy
+
+        return (
+            lambda: Contestant("robustcore", "operator", gated_cross_entropy),
+            lambda: Contestant("eager", "eager", plain),
+            lambda: compiled(plain),
+            lambda: _liger(case),
+        )
+
+    def least_bytes(self, case: Case) -> LeastBytes:
+        """Both logit tensors are read once; backward, both gradients are written once."""
+        rows, classes = case.size.dimensions["rows"], case.size.dimensions["classes"]
+        logits = 2 * rows * classes * case.size.dtype.itemsize
+        vectors = rows * (case.size.dtype.itemsize + 8)
+        return LeastBytes(logits + vectors, logits if case.with_backward else 4)
+
+    def accuracy(self, device: str, quick: bool) -> Sequence[Accuracy]:
+        from robustcore.losses import gated_cross_entropy
+
+        rows = []
+        for size in self.sizes[: 2 if quick else 4]:
+            inputs = self.inputs(Case(size, "forward+backward", device), 0)
+            names = ("loss", "prediction gradient", "noise gradient", "gate gradient")
+            errors = errors_with_gradients(gated_cross_entropy, plain, plain, inputs, names)
+            rows.append(Accuracy(size.label, errors))
+        return rows
+
+
+def _liger(case: Case) -> Contestant:
+    """The closest public kernel: it fuses the cross-entropy; the mixing stays in PyTorch."""
+    name = "liger-kernel"
+    if case.device != "cuda":
+        raise Unavailable(name, "its kernels need CUDA")
+    try:
+        from liger_kernel.transformers.functional import liger_cross_entropy
+    except ImportError:
+        raise Unavailable(name, "not installed") from None
+
+    def mixed(prediction: Tensor, noise: Tensor, gate: Tensor, target: Tensor) -> Tensor:
+        g = torch.sigmoid(gate)[:, None]
+        loss = liger_cross_entropy((1 - g) * prediction + g * noise, target)
+        return loss[0] if isinstance(loss, tuple) else loss
+
+    return Contestant(name, "peer", mixed, note="mixing in PyTorch, cross-entropy by liger-kernel")
+
+
+benchmark = GatedCrossEntropy()
