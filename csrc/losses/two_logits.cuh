@@ -184,10 +184,13 @@ __device__ __forceinline__ void write_gradients(const TwoLogitProblem<T>& p, con
   });
 }
 
+// An ignored row: zeros, not products with whatever the row holds.
 template <class T>
 __device__ __forceinline__ void zero_gradients(const TwoLogitProblem<T>& p, std::int64_t row,
                                                int thread, int threads) {
   using Acc = accumulate_t<T>;
+  if (thread == 0 && p.grad_gate) p.grad_gate[row] = Acc(0);
+  if (thread == 0 && p.grad_sample_weight) p.grad_sample_weight[row] = Acc(0);
   const std::int64_t offset = row * p.classes;
   for_each_vector<T>(offset, p.classes, thread, threads, [&](std::int64_t c, auto width) {
     const Acc zeros[decltype(width)::value] = {};
@@ -258,7 +261,6 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpBlock : kThreads)
         if (p.reduction == Reduction::kNone) p.loss[row] = Acc(0);
       }
       if constexpr (kMode == TwoLogitMode::kGradients) {
-        if (thread == 0) write_row_gradients<T>(p, row, Acc(0), Acc(0), Acc(0));
         zero_gradients(p, row, thread, kThreads);
       }
       return;
@@ -300,7 +302,6 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpBlock : kThreads)
   for_each_row<kThreads>(p.rows, [&](std::int64_t row, int thread) {
     const std::int64_t target = p.target[row];
     if (target == p.ignore_index) {
-      if (thread == 0) write_row_gradients<T>(p, row, Acc(0), Acc(0), Acc(0));
       zero_gradients(p, row, thread, kThreads);
       return;
     }

@@ -216,6 +216,16 @@ RC_INLINE void zero_row(T* row, int64_t classes) {
   for (int64_t c = 0; c < classes; ++c) row[c] = from_accumulate<T>(accumulate_t<T>(0));
 }
 
+// An ignored row: zeros, not products with whatever the row holds.
+template <class T>
+RC_INLINE void zero_gradients(const TwoLogitProblem<T>& p, int64_t i, T* grad_first,
+                              T* grad_second) {
+  zero_row(grad_first, p.classes);
+  zero_row(grad_second, p.classes);
+  if (p.grad_gate) p.grad_gate[i] = 0;
+  if (p.grad_sample_weight) p.grad_sample_weight[i] = 0;
+}
+
 template <class T>
 RC_INLINE accumulate_t<T> gradient_factor(const TwoLogitProblem<T>& p, int64_t i) {
   using Acc = accumulate_t<T>;
@@ -269,9 +279,7 @@ RC_TARGET_CLONES void forward_rows(const TwoLogitProblem<T>& p, int64_t begin, i
     if (target == p.ignore_index) {
       p.row_loss[i] = p.row_lse[i] = p.row_gate_gradient[i] = Acc(0);
       if constexpr (kGradients) {
-        zero_row(grad_first, p.classes);
-        zero_row(grad_second, p.classes);
-        write_row_gradients(p, i, Acc(0));
+        zero_gradients(p, i, grad_first, grad_second);
       }
       continue;
     }
@@ -313,9 +321,7 @@ RC_TARGET_CLONES void backward_rows(const TwoLogitProblem<T>& p, int64_t begin, 
     T* grad_second = p.grad_second ? p.grad_second + i * p.classes : nullptr;
     const int64_t target = p.target[i];
     if (target == p.ignore_index) {
-      zero_row(grad_first, p.classes);
-      zero_row(grad_second, p.classes);
-      write_row_gradients(p, i, Acc(0));
+      zero_gradients(p, i, grad_first, grad_second);
       continue;
     }
     const Acc factor = gradient_factor(p, i);

@@ -13,6 +13,7 @@ import torch
 __all__ = [
     "FLOATING_DTYPES",
     "accumulate_dtype",
+    "autocast_enabled",
     "check_choice",
     "check_device",
     "check_floating",
@@ -27,6 +28,11 @@ _FLOATING = frozenset(FLOATING_DTYPES)
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which tensors of ``dtype`` are computed with: float64 stays, the rest is float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for a device; meta tensors, which PyTorch refuses to answer for, have none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:

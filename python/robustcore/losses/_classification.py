@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._checks import (
     accumulate_dtype,
+    autocast_enabled,
     check_choice,
     check_device,
     check_floating,
@@ -74,7 +75,7 @@ def two_logit_arguments(
             f"{op}: target must hold class indices of dtype int64, got "
             f"{str(target.dtype).removeprefix('torch.')}"
         )
-    autocast = torch.is_autocast_enabled(device.type)
+    autocast = autocast_enabled(device)
     dtype = first.dtype
     if second.dtype is not dtype:
         if not autocast:

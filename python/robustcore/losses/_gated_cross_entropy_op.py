@@ -213,16 +213,19 @@ class GradientInForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         gradients, ctx.gradients = ctx.gradients, None
+        needs = ctx.needs_input_grad
         if gradients is None or torch.is_grad_enabled():
             saved = ctx.saved_tensors
-            with torch.no_grad():
-                _, *statistics = forward_operator(*saved, *ctx.options)
-            return _gradients(ctx, grad_loss, (*saved, *statistics))
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    _, *statistics = forward_operator(*saved, *ctx.options)
+                return _gradients(ctx, grad_loss, (*saved, *statistics))
+            # The same operator again, for the same bits.
+            _, *gradients = _with_gradients(*saved, *ctx.options, needs[_PREDICTION], needs[_NOISE])
         # On the CPU looking at the factor is cheaper than a call; elsewhere the kernel looks.
         if not grad_loss.is_cpu or grad_loss.item() != 1.0:
             _scale(gradients, grad_loss)
         prediction, noise, gate, sample_weight = gradients
-        needs = ctx.needs_input_grad
         return (
             prediction if needs[_PREDICTION] else None,
             noise if needs[_NOISE] else None,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import accumulate_dtype
+from .._checks import accumulate_dtype, autocast_enabled
 from ..losses.results import GatedCrossEntropyScores
 
 __all__ = ["gated_cross_entropy", "gated_cross_entropy_scores"]
@@ -63,7 +63,7 @@ def gated_cross_entropy(
         if weight is not None:
             kept = kept * weight[target.masked_fill(ignored, 0)]
         loss = rows.sum() / kept.sum()
-    return loss if torch.is_autocast_enabled(prediction.device.type) else loss.to(prediction.dtype)
+    return loss if autocast_enabled(prediction.device) else loss.to(prediction.dtype)
 
 
 def gated_cross_entropy_scores(
