@@ -30,4 +30,9 @@ def left_out(request: pytest.FixtureRequest) -> list[str]:
     ]
     option = request.config.option
     narrowed = option.keyword or option.markexpr or any("::" in text for text in option.file_or_dir)
-    return missing or (["by -k, -m or node names"] if narrowed else [])
+    split = hasattr(request.config, "workerinput")
+    return (
+        missing
+        or (["what -k, -m or node names exclude"] if narrowed else [])
+        or (["what other processes of pytest-xdist run"] if split else [])
+    )

@@ -60,10 +60,7 @@ class Recorder {
   void start_interval() {
     ++interval_;
     interval_block_.push_back(blockIdx.x);
-    for (auto& lanes : clocks_) lanes = {};
-    for (std::size_t thread = 0; thread < clocks_.size(); ++thread) {
-      clocks_[thread][thread % kWarpLanes] = 1;
-    }
+    if (clocks_used_) reset_clocks();
     accesses_ = 0;
   }
 
@@ -73,6 +70,7 @@ class Recorder {
   }
 
   void sync_warp(int warp, unsigned mask) {
+    clocks_used_ = true;
     std::array<std::uint32_t, kWarpLanes> joined{};
     auto* lanes = &clocks_[static_cast<std::size_t>(warp * kWarpLanes)];
     for (int lane = 0; lane < kWarpLanes; ++lane) {
@@ -136,6 +134,14 @@ class Recorder {
   static std::string describe(const Region& region, std::uintptr_t address) {
     return region.buffer != nullptr ? region.buffer->describe(address)
                                     : shared_memory().describe(address);
+  }
+
+  void reset_clocks() {
+    for (std::size_t thread = 0; thread < clocks_.size(); ++thread) {
+      clocks_[thread] = {};
+      clocks_[thread][thread % kWarpLanes] = 1;
+    }
+    clocks_used_ = false;
   }
 
   Touch touch() const {
@@ -250,6 +256,7 @@ class Recorder {
   std::vector<std::uint32_t> interval_block_;  // from first_interval_ on
   std::vector<std::uint32_t> fence_interval_;  // of each block
   std::array<std::array<std::uint32_t, kWarpLanes>, kMaximumBlock> clocks_{};
+  bool clocks_used_ = true;  // so that the first interval sets them
   std::vector<Cell> shared_cells_;
 };
 
