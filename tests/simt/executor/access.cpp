@@ -270,8 +270,12 @@ bool recorder_wanted = true;
 
 }  // namespace
 
-bool records_accesses() { return recorder_linked && recorder_wanted; }
-void record_accesses(bool wanted) { recorder_wanted = wanted; }
+bool records_accesses() {
+  return recorder_linked && recorder_wanted;
+}
+void record_accesses(bool wanted) {
+  recorder_wanted = wanted;
+}
 
 void record_launch_start(const FiberPool& stacks, std::int64_t blocks) {
   if (records_accesses()) recorder().start_launch(stacks, blocks);
@@ -282,7 +286,9 @@ void record_block_start() {
   recorder().atomic_depth = 0;
   recorder().active = true;
 }
-void record_block_end() { recorder().active = false; }
+void record_block_end() {
+  recorder().active = false;
+}
 void record_barrier() {
   if (records_accesses()) recorder().start_interval();
 }
@@ -292,7 +298,9 @@ void record_warp_sync(int warp, unsigned mask) {
 void record_fence() {
   if (records_accesses()) recorder().fence();
 }
-void record_switch() { recorder().reset_budget(); }
+void record_switch() {
+  recorder().reset_budget();
+}
 void begin_shared_array(const SharedSite& site) {
   if (!records_accesses()) return;
   recorder().clear_shared(reinterpret_cast<std::uintptr_t>(site.data), site.bytes);
@@ -302,7 +310,9 @@ AtomicAccess::AtomicAccess() {
   ++recorder().atomic_depth;
   recorder().used_atomics_ = true;
 }
-AtomicAccess::~AtomicAccess() { --recorder().atomic_depth; }
+AtomicAccess::~AtomicAccess() {
+  --recorder().atomic_depth;
+}
 
 namespace {
 
@@ -328,19 +338,33 @@ extern "C" {
 using robustcore::simt::host::record;
 using robustcore::simt::host::record_aligned;
 
-void __tsan_init() { robustcore::simt::host::recorder_linked = true; }
+void __tsan_init() {
+  robustcore::simt::host::recorder_linked = true;
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define RC_SIMT_SIZE(bytes)                                                                  \
-  void __tsan_read##bytes(void* address) { record_aligned(address, bytes, false); }          \
-  void __tsan_write##bytes(void* address) { record_aligned(address, bytes, true); }          \
-  void __tsan_unaligned_read##bytes(void* address) { record(address, bytes, false); }        \
-  void __tsan_unaligned_write##bytes(void* address) { record(address, bytes, true); }        \
-  void __tsan_volatile_read##bytes(void* address) { record_aligned(address, bytes, false); } \
-  void __tsan_volatile_write##bytes(void* address) { record_aligned(address, bytes, true); }
+#define RC_SIMT_SIZE(bytes)                           \
+  void __tsan_read##bytes(void* address) {            \
+    record_aligned(address, bytes, false);            \
+  }                                                   \
+  void __tsan_write##bytes(void* address) {           \
+    record_aligned(address, bytes, true);             \
+  }                                                   \
+  void __tsan_unaligned_read##bytes(void* address) {  \
+    record(address, bytes, false);                    \
+  }                                                   \
+  void __tsan_unaligned_write##bytes(void* address) { \
+    record(address, bytes, true);                     \
+  }                                                   \
+  void __tsan_volatile_read##bytes(void* address) {   \
+    record_aligned(address, bytes, false);            \
+  }                                                   \
+  void __tsan_volatile_write##bytes(void* address) {  \
+    record_aligned(address, bytes, true);             \
+  }
 RC_SIMT_SIZE(1)
 RC_SIMT_SIZE(2)
 RC_SIMT_SIZE(4)

@@ -259,6 +259,8 @@ __global__ void deep_recursion_kernel(float* output) {
   output[threadIdx.x] = static_cast<float>(recurse(1 << 20, &start));
 }
 
-__global__ void nested_launch_kernel(float* output) { launch<trap_kernel>(1, 32, nullptr, output); }
+__global__ void nested_launch_kernel(float* output) {
+  launch<trap_kernel>(1, 32, nullptr, output);
+}
 
 }  // namespace robustcore::simt::selftest

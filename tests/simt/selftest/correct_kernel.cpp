@@ -173,9 +173,13 @@ void run_block_reduce(Arguments& arguments) {
 
 }  // namespace
 
-RC_SIMT_CASE(block_sum) { run_block_reduce<Sum>(arguments); }
+RC_SIMT_CASE(block_sum) {
+  run_block_reduce<Sum>(arguments);
+}
 
-RC_SIMT_CASE(block_maximum) { run_block_reduce<Maximum>(arguments); }
+RC_SIMT_CASE(block_maximum) {
+  run_block_reduce<Maximum>(arguments);
+}
 
 RC_SIMT_CASE(block_affine) {
   dispatch_power<32, 1024>(arguments.integer("threads"), [&]<int Threads>() {
