@@ -60,10 +60,7 @@ class Recorder {
   void start_interval() {
     ++interval_;
     interval_block_.push_back(blockIdx.x);
-    for (auto& lanes : clocks_) lanes = {};
-    for (std::size_t thread = 0; thread < clocks_.size(); ++thread) {
-      clocks_[thread][thread % kWarpLanes] = 1;
-    }
+    if (clocks_used_) reset_clocks();
     accesses_ = 0;
   }
 
@@ -73,6 +70,7 @@ class Recorder {
   }
 
   void sync_warp(int warp, unsigned mask) {
+    clocks_used_ = true;
     std::array<std::uint32_t, kWarpLanes> joined{};
     auto* lanes = &clocks_[static_cast<std::size_t>(warp * kWarpLanes)];
     for (int lane = 0; lane < kWarpLanes; ++lane) {
@@ -136,6 +134,14 @@ class Recorder {
   static std::string describe(const Region& region, std::uintptr_t address) {
     return region.buffer != nullptr ? region.buffer->describe(address)
                                     : shared_memory().describe(address);
+  }
+
+  void reset_clocks() {
+    for (std::size_t thread = 0; thread < clocks_.size(); ++thread) {
+      clocks_[thread] = {};
+      clocks_[thread][thread % kWarpLanes] = 1;
+    }
+    clocks_used_ = false;
   }
 
   Touch touch() const {
@@ -250,6 +256,7 @@ class Recorder {
   std::vector<std::uint32_t> interval_block_;  // from first_interval_ on
   std::vector<std::uint32_t> fence_interval_;  // of each block
   std::array<std::array<std::uint32_t, kWarpLanes>, kMaximumBlock> clocks_{};
+  bool clocks_used_ = true;  // so that the first interval sets them
   std::vector<Cell> shared_cells_;
 };
 
@@ -263,8 +270,12 @@ bool recorder_wanted = true;
 
 }  // namespace
 
-bool records_accesses() { return recorder_linked && recorder_wanted; }
-void record_accesses(bool wanted) { recorder_wanted = wanted; }
+bool records_accesses() {
+  return recorder_linked && recorder_wanted;
+}
+void record_accesses(bool wanted) {
+  recorder_wanted = wanted;
+}
 
 void record_launch_start(const FiberPool& stacks, std::int64_t blocks) {
   if (records_accesses()) recorder().start_launch(stacks, blocks);
@@ -275,7 +286,9 @@ void record_block_start() {
   recorder().atomic_depth = 0;
   recorder().active = true;
 }
-void record_block_end() { recorder().active = false; }
+void record_block_end() {
+  recorder().active = false;
+}
 void record_barrier() {
   if (records_accesses()) recorder().start_interval();
 }
@@ -285,7 +298,9 @@ void record_warp_sync(int warp, unsigned mask) {
 void record_fence() {
   if (records_accesses()) recorder().fence();
 }
-void record_switch() { recorder().reset_budget(); }
+void record_switch() {
+  recorder().reset_budget();
+}
 void begin_shared_array(const SharedSite& site) {
   if (!records_accesses()) return;
   recorder().clear_shared(reinterpret_cast<std::uintptr_t>(site.data), site.bytes);
@@ -295,7 +310,9 @@ AtomicAccess::AtomicAccess() {
   ++recorder().atomic_depth;
   recorder().used_atomics_ = true;
 }
-AtomicAccess::~AtomicAccess() { --recorder().atomic_depth; }
+AtomicAccess::~AtomicAccess() {
+  --recorder().atomic_depth;
+}
 
 namespace {
 
@@ -321,19 +338,33 @@ extern "C" {
 using robustcore::simt::host::record;
 using robustcore::simt::host::record_aligned;
 
-void __tsan_init() { robustcore::simt::host::recorder_linked = true; }
+void __tsan_init() {
+  robustcore::simt::host::recorder_linked = true;
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define RC_SIMT_SIZE(bytes)                                                                  \
-  void __tsan_read##bytes(void* address) { record_aligned(address, bytes, false); }          \
-  void __tsan_write##bytes(void* address) { record_aligned(address, bytes, true); }          \
-  void __tsan_unaligned_read##bytes(void* address) { record(address, bytes, false); }        \
-  void __tsan_unaligned_write##bytes(void* address) { record(address, bytes, true); }        \
-  void __tsan_volatile_read##bytes(void* address) { record_aligned(address, bytes, false); } \
-  void __tsan_volatile_write##bytes(void* address) { record_aligned(address, bytes, true); }
+#define RC_SIMT_SIZE(bytes)                           \
+  void __tsan_read##bytes(void* address) {            \
+    record_aligned(address, bytes, false);            \
+  }                                                   \
+  void __tsan_write##bytes(void* address) {           \
+    record_aligned(address, bytes, true);             \
+  }                                                   \
+  void __tsan_unaligned_read##bytes(void* address) {  \
+    record(address, bytes, false);                    \
+  }                                                   \
+  void __tsan_unaligned_write##bytes(void* address) { \
+    record(address, bytes, true);                     \
+  }                                                   \
+  void __tsan_volatile_read##bytes(void* address) {   \
+    record_aligned(address, bytes, false);            \
+  }                                                   \
+  void __tsan_volatile_write##bytes(void* address) {  \
+    record_aligned(address, bytes, true);             \
+  }
 RC_SIMT_SIZE(1)
 RC_SIMT_SIZE(2)
 RC_SIMT_SIZE(4)

@@ -49,8 +49,10 @@ inline constexpr int warpSize = 32;
 // Each primitive learns where it was called, so that reports can say it.
 #define RC_SIMT_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-#define RC_SIMT_HERE \
-  ::robustcore::simt::host::Site { file, line }
+#define RC_SIMT_HERE               \
+  ::robustcore::simt::host::Site { \
+    file, line                     \
+  }
 
 inline void __trap(RC_SIMT_SITE) {
   ::robustcore::simt::host::fail("trap",
@@ -147,11 +149,17 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, RC_SIMT_SITE) {
 
 // The lanes that have not exited. On a GPU the result depends on how the hardware has scheduled
 // the warp: a kernel must not synchronise by it.
-inline unsigned __activemask() { return ::robustcore::simt::host::active_mask(); }
+inline unsigned __activemask() {
+  return ::robustcore::simt::host::active_mask();
+}
 
-inline void __threadfence() { ::robustcore::simt::host::fence(); }
+inline void __threadfence() {
+  ::robustcore::simt::host::fence();
+}
 inline void __threadfence_block() {}
-inline void __nanosleep(unsigned) { ::robustcore::simt::host::yield(); }
+inline void __nanosleep(unsigned) {
+  ::robustcore::simt::host::yield();
+}
 
 // Cached and streaming loads and stores are loads and stores.
 #define RC_SIMT_LOAD(function)                                         \

@@ -14,11 +14,19 @@ struct dim3 {
       : x(x_value), y(y_value), z(z_value) {}
 };
 
-#define RC_SIMT_VECTORS(type, name, align2, align4)                \
-  struct alignas(align2) name##2 { type x, y; };                   \
-  struct alignas(align4) name##4 { type x, y, z, w; };             \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
-  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+#define RC_SIMT_VECTORS(type, name, align2, align4)               \
+  struct alignas(align2) name##2 {                                \
+    type x, y;                                                    \
+  };                                                              \
+  struct alignas(align4) name##4 {                                \
+    type x, y, z, w;                                              \
+  };                                                              \
+  inline name##2 make_##name##2(type x, type y) {                 \
+    return {x, y};                                                \
+  }                                                               \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { \
+    return {x, y, z, w};                                          \
+  }
 
 RC_SIMT_VECTORS(signed char, char, 2, 4)
 RC_SIMT_VECTORS(unsigned char, uchar, 2, 4)

@@ -457,7 +457,9 @@ std::string name_of(const Schedule& schedule) {
   return "random " + std::to_string(schedule.seed);
 }
 
-void configure(const Configuration& configuration) { machine().configuration = configuration; }
+void configure(const Configuration& configuration) {
+  machine().configuration = configuration;
+}
 
 int barrier(BarrierKind kind, int predicate, Site site) {
   return machine().barrier(kind, predicate, site);
@@ -468,9 +470,13 @@ std::uint64_t warp_primitive(WarpKind kind, unsigned mask, std::uint64_t value, 
   return machine().warp_primitive({kind, mask, value, parameter, width, site, 0});
 }
 
-unsigned active_mask() { return ~machine().done_lanes(static_cast<int>(threadIdx.x) / kWarpLanes); }
+unsigned active_mask() {
+  return ~machine().done_lanes(static_cast<int>(threadIdx.x) / kWarpLanes);
+}
 
-void yield() { machine().yield(/*spinning=*/true); }
+void yield() {
+  machine().yield(/*spinning=*/true);
+}
 
 void atomic_point() {
   if (machine().configuration.schedule.order == Order::kRandom) {
@@ -478,29 +484,49 @@ void atomic_point() {
   }
 }
 
-void fence() { record_fence(); }
+void fence() {
+  record_fence();
+}
 
-std::byte* shared_storage(SharedSite& site) { return machine().shared.allocate(site); }
+std::byte* shared_storage(SharedSite& site) {
+  return machine().shared.allocate(site);
+}
 
-SharedMemory& shared_memory() { return machine().shared; }
+SharedMemory& shared_memory() {
+  return machine().shared;
+}
 
-void fail(const std::string& kind, const std::string& what) { machine().fail(kind, what); }
+void fail(const std::string& kind, const std::string& what) {
+  machine().fail(kind, what);
+}
 
-int running_thread() { return machine().current; }
+int running_thread() {
+  return machine().current;
+}
 
-std::int64_t running_block() { return blockIdx.x; }
+std::int64_t running_block() {
+  return blockIdx.x;
+}
 
-std::byte* running_stack_top() { return machine().stack_top(); }
+std::byte* running_stack_top() {
+  return machine().stack_top();
+}
 
-bool running_stack_near(std::uintptr_t address) { return machine().stacks().contains(address); }
+bool running_stack_near(std::uintptr_t address) {
+  return machine().stacks().contains(address);
+}
 
 void run_grid(const std::string& kernel, std::int64_t grid, int block, void (*thread)(const void*),
               const void* context) {
   machine().run_grid(kernel, grid, block, thread, context);
 }
 
-const std::set<std::string>& executed_kernels() { return machine().executed; }
+const std::set<std::string>& executed_kernels() {
+  return machine().executed;
+}
 
-void forget_executed_kernels() { machine().executed.clear(); }
+void forget_executed_kernels() {
+  machine().executed.clear();
+}
 
 }  // namespace robustcore::simt::host

@@ -98,7 +98,9 @@ static void switch_stack(Fiber& from, Fiber& to) {
   swapcontext(static_cast<ucontext_t*>(from.context), static_cast<ucontext_t*>(to.context));
 }
 
-static void release_context(Fiber& fiber) { delete static_cast<ucontext_t*>(fiber.context); }
+static void release_context(Fiber& fiber) {
+  delete static_cast<ucontext_t*>(fiber.context);
+}
 
 #endif
 

@@ -79,14 +79,14 @@ const char* name_of(Placement placement) {
 }
 
 GuardedBuffer::GuardedBuffer(std::string name, std::size_t bytes, std::size_t element_bytes,
-                             Placement placement, unsigned char fill)
+                             std::size_t alignment, Placement placement, unsigned char fill)
     : name_(std::move(name)), bytes_(bytes), element_bytes_(element_bytes) {
   const std::size_t inner = round_up(std::max<std::size_t>(bytes, 1), page_bytes());
   mapping_ = map_between_guards(inner, mapping_bytes_);
   std::byte* first = mapping_ + page_bytes();
   switch (placement) {
     case Placement::kEndsAtGuard:
-      data_ = first + inner - bytes;
+      data_ = first + (inner - bytes) / alignment * alignment;
       break;
     case Placement::kBeginsAtGuard:
       data_ = first;

@@ -11,7 +11,8 @@ namespace robustcore::simt::host {
 
 enum class Placement {
   // The last byte lies just before an inaccessible page: any access past the end faults. The start
-  // is then aligned only as far as the size allows, like that of a slice.
+  // is then aligned only as far as the size allows, like that of a slice; where the kernel asks for
+  // more, a few checked bytes lie between.
   kEndsAtGuard,
   // The first byte lies just after an inaccessible page: any access before the start faults.
   kBeginsAtGuard,
@@ -26,8 +27,8 @@ const char* name_of(Placement placement);
 // Device memory of `bytes` bytes between two inaccessible pages, filled with `fill`.
 class GuardedBuffer {
  public:
-  GuardedBuffer(std::string name, std::size_t bytes, std::size_t element_bytes, Placement placement,
-                unsigned char fill);
+  GuardedBuffer(std::string name, std::size_t bytes, std::size_t element_bytes,
+                std::size_t alignment, Placement placement, unsigned char fill);
   ~GuardedBuffer();
   GuardedBuffer(const GuardedBuffer&) = delete;
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;

@@ -93,8 +93,12 @@ std::string difference(const Results& left, const Results& right, const NamedVal
 
 }  // namespace
 
-std::size_t bytes_of(Dtype dtype) { return entry_of(dtype).bytes; }
-const char* name_of(Dtype dtype) { return entry_of(dtype).name; }
+std::size_t bytes_of(Dtype dtype) {
+  return entry_of(dtype).bytes;
+}
+const char* name_of(Dtype dtype) {
+  return entry_of(dtype).name;
+}
 
 Dtype dtype_named(const std::string& name) {
   for (const DtypeEntry& entry : kDtypes) {
@@ -144,7 +148,9 @@ bool Arguments::has(const std::string& name) const {
   return !std::holds_alternative<std::monostate>(value(name));
 }
 
-Dtype Arguments::dtype(const std::string& name) const { return array(name).dtype; }
+Dtype Arguments::dtype(const std::string& name) const {
+  return array(name).dtype;
+}
 
 std::int64_t Arguments::elements(const std::string& name) const {
   return static_cast<std::int64_t>(array(name).bytes / bytes_of(array(name).dtype));
@@ -165,7 +171,8 @@ double Arguments::number(const std::string& name) {
   throw std::invalid_argument("'" + name + "' must be a number");
 }
 
-void* Arguments::fetch(const std::string& name, Role role, Dtype dtype, bool required) {
+void* Arguments::fetch(const std::string& name, Role role, Dtype dtype, std::size_t alignment,
+                       bool required) {
   used_.insert(name);
   if (!required && !has(name)) return nullptr;
   const Array& source = array(name);
@@ -180,7 +187,7 @@ void* Arguments::fetch(const std::string& name, Role role, Dtype dtype, bool req
     return found->second.buffer->data();
   }
   auto buffer = std::make_unique<host::GuardedBuffer>(name, source.bytes, bytes_of(dtype),
-                                                      run_.placement, run_.poison);
+                                                      alignment, run_.placement, run_.poison);
   if (role != Role::kOutput && source.bytes > 0) {
     std::memcpy(buffer->data(), source.data, source.bytes);
   }
@@ -191,11 +198,11 @@ void* Arguments::fetch(const std::string& name, Role role, Dtype dtype, bool req
   return data;
 }
 
-void* Arguments::allocate(const std::string& name, std::size_t count, std::size_t element_bytes,
-                          bool zero) {
-  auto buffer =
-      std::make_unique<host::GuardedBuffer>(name, count * element_bytes, element_bytes,
-                                            run_.placement, zero ? std::uint8_t{0} : run_.poison);
+void* Arguments::allocate(const std::string& name, std::int64_t count, std::size_t element_bytes,
+                          std::size_t alignment, bool zero) {
+  const auto bytes = static_cast<std::size_t>(count) * element_bytes;
+  auto buffer = std::make_unique<host::GuardedBuffer>(
+      name, bytes, element_bytes, alignment, run_.placement, zero ? std::uint8_t{0} : run_.poison);
   buffer->set_written(zero);
   void* data = buffer->data();
   fetched_.insert_or_assign(name, Fetched{Role::kScratch, std::move(buffer)});
@@ -294,8 +301,14 @@ Registration::Registration(const char* name, CheckFunction function, const char*
   }
 }
 
-const std::map<std::string, CaseFunction>& cases() { return registry().cases; }
-const std::map<std::string, CheckFunction>& checks() { return registry().checks; }
-const std::map<std::string, Broken>& broken_kernels() { return registry().broken; }
+const std::map<std::string, CaseFunction>& cases() {
+  return registry().cases;
+}
+const std::map<std::string, CheckFunction>& checks() {
+  return registry().checks;
+}
+const std::map<std::string, Broken>& broken_kernels() {
+  return registry().broken;
+}
 
 }  // namespace robustcore::simt

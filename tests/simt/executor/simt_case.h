@@ -105,39 +105,42 @@ class Arguments {
  public:
   Arguments(const NamedValues& values, const Run& run);
 
+  // Each may ask for more than the natural alignment of its type: only where the operator ensures
+  // that alignment before it launches.
+
   // Read only: a write is an error.
   template <typename T>
-  const T* input(const std::string& name) {
-    return static_cast<const T*>(fetch(name, Role::kInput, dtype_of<T>(), /*required=*/true));
+  const T* input(const std::string& name, std::size_t alignment = sizeof(T)) {
+    return static_cast<const T*>(fetch(name, Role::kInput, dtype_of<T>(), alignment, true));
   }
   // To be written completely: starts as poison.
   template <typename T>
-  T* output(const std::string& name) {
-    return static_cast<T*>(fetch(name, Role::kOutput, dtype_of<T>(), /*required=*/true));
+  T* output(const std::string& name, std::size_t alignment = sizeof(T)) {
+    return static_cast<T*>(fetch(name, Role::kOutput, dtype_of<T>(), alignment, true));
   }
   // Starts with the caller's values and may be changed.
   template <typename T>
-  T* inout(const std::string& name) {
-    return static_cast<T*>(fetch(name, Role::kInOut, dtype_of<T>(), /*required=*/true));
+  T* inout(const std::string& name, std::size_t alignment = sizeof(T)) {
+    return static_cast<T*>(fetch(name, Role::kInOut, dtype_of<T>(), alignment, true));
   }
   // Null where the caller passed none.
   template <typename T>
-  const T* optional_input(const std::string& name) {
-    return static_cast<const T*>(fetch(name, Role::kInput, dtype_of<T>(), /*required=*/false));
+  const T* optional_input(const std::string& name, std::size_t alignment = sizeof(T)) {
+    return static_cast<const T*>(fetch(name, Role::kInput, dtype_of<T>(), alignment, false));
   }
   template <typename T>
-  T* optional_output(const std::string& name) {
-    return static_cast<T*>(fetch(name, Role::kOutput, dtype_of<T>(), /*required=*/false));
+  T* optional_output(const std::string& name, std::size_t alignment = sizeof(T)) {
+    return static_cast<T*>(fetch(name, Role::kOutput, dtype_of<T>(), alignment, false));
   }
   // Memory that only the kernel uses (a workspace): starts as poison, compared with nothing.
   template <typename T>
-  T* scratch(const std::string& name, std::int64_t count) {
-    return static_cast<T*>(allocate(name, static_cast<std::size_t>(count), sizeof(T), false));
+  T* scratch(const std::string& name, std::int64_t count, std::size_t alignment = sizeof(T)) {
+    return static_cast<T*>(allocate(name, count, sizeof(T), alignment, false));
   }
   // The same, but filled with zeros before the launch.
   template <typename T>
-  T* zeroed(const std::string& name, std::int64_t count) {
-    return static_cast<T*>(allocate(name, static_cast<std::size_t>(count), sizeof(T), true));
+  T* zeroed(const std::string& name, std::int64_t count, std::size_t alignment = sizeof(T)) {
+    return static_cast<T*>(allocate(name, count, sizeof(T), alignment, true));
   }
 
   std::int64_t integer(const std::string& name);
@@ -160,8 +163,10 @@ class Arguments {
 
   const Value& value(const std::string& name) const;
   const Array& array(const std::string& name) const;
-  void* fetch(const std::string& name, Role role, Dtype dtype, bool required);
-  void* allocate(const std::string& name, std::size_t count, std::size_t element_bytes, bool zero);
+  void* fetch(const std::string& name, Role role, Dtype dtype, std::size_t alignment,
+              bool required);
+  void* allocate(const std::string& name, std::int64_t count, std::size_t element_bytes,
+                 std::size_t alignment, bool zero);
 
   const NamedValues& values_;
   Run run_;
@@ -170,7 +175,9 @@ class Arguments {
 };
 
 // The stream to hand to a launch: there is only one.
-inline stream_type stream() { return nullptr; }
+inline stream_type stream() {
+  return nullptr;
+}
 
 struct RunOptions {
   std::vector<Run> runs = standard_runs();

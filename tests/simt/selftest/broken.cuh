@@ -89,7 +89,7 @@ __global__ void too_much_shared_kernel(float* output) {
   RC_SHARED(double, first, 4096);
   RC_SHARED(double, second, 2049);
   first[threadIdx.x] = second[threadIdx.x] = 1.0;
-  output[threadIdx.x] = 1.0f;
+  output[threadIdx.x] = static_cast<float>(first[threadIdx.x] + second[threadIdx.x]);
 }
 
 // --- warp primitives ---
@@ -259,6 +259,8 @@ __global__ void deep_recursion_kernel(float* output) {
   output[threadIdx.x] = static_cast<float>(recurse(1 << 20, &start));
 }
 
-__global__ void nested_launch_kernel(float* output) { launch<trap_kernel>(1, 32, nullptr, output); }
+__global__ void nested_launch_kernel(float* output) {
+  launch<trap_kernel>(1, 32, nullptr, output);
+}
 
 }  // namespace robustcore::simt::selftest

@@ -29,9 +29,13 @@ void launch_on_both(Arguments& arguments) {
 }  // namespace
 
 #define RC_SIMT_BROKEN_OUTPUT(name, kind, kind_alone) \
-  RC_SIMT_BROKEN(name, kind, kind_alone) { run(launch_on_output<name##_kernel>); }
+  RC_SIMT_BROKEN(name, kind, kind_alone) {            \
+    run(launch_on_output<name##_kernel>);             \
+  }
 #define RC_SIMT_BROKEN_BOTH(name, kind, kind_alone) \
-  RC_SIMT_BROKEN(name, kind, kind_alone) { run(launch_on_both<name##_kernel>); }
+  RC_SIMT_BROKEN(name, kind, kind_alone) {          \
+    run(launch_on_both<name##_kernel>);             \
+  }
 
 RC_SIMT_BROKEN_OUTPUT(barrier_after_exit, "divergent barrier", "divergent barrier")
 RC_SIMT_BROKEN_OUTPUT(barrier_in_branches, "divergent barrier", "divergent barrier")

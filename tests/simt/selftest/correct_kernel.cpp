@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <numeric>
 
 #include "selftest/correct.cuh"
@@ -172,9 +173,13 @@ void run_block_reduce(Arguments& arguments) {
 
 }  // namespace
 
-RC_SIMT_CASE(block_sum) { run_block_reduce<Sum>(arguments); }
+RC_SIMT_CASE(block_sum) {
+  run_block_reduce<Sum>(arguments);
+}
 
-RC_SIMT_CASE(block_maximum) { run_block_reduce<Maximum>(arguments); }
+RC_SIMT_CASE(block_maximum) {
+  run_block_reduce<Maximum>(arguments);
+}
 
 RC_SIMT_CASE(block_affine) {
   dispatch_power<32, 1024>(arguments.integer("threads"), [&]<int Threads>() {
@@ -189,6 +194,64 @@ RC_SIMT_CASE(warp_sum) {
     launch<warp_sum_kernel<Width>>(1, 64, stream(), arguments.input<float>("values"),
                                    arguments.output<float>("results"));
   });
+}
+
+RC_SIMT_CHECK(block_reduce) {
+  for (const int threads : {32, 64, 256, 1024}) {
+    std::vector<float> values = some_floats(2 * threads), sums(values.size());
+    std::vector<float> maxima(values.size()), slopes(values.size() / 2, -1.0f);
+    const std::vector<float> offsets(values.begin(), values.begin() + threads);
+    std::vector<float> copied = offsets, maps(2 * offsets.size());
+    const Value block_threads = std::int64_t{threads};
+    run_case("block_sum",
+             {{"values", array(values)}, {"results", array(sums)}, {"threads", block_threads}});
+    run_case("block_maximum",
+             {{"values", array(values)}, {"results", array(maxima)}, {"threads", block_threads}});
+    run_case("block_affine", {{"slopes", array(slopes)},
+                              {"offsets", array(copied)},
+                              {"results", array(maps)},
+                              {"threads", block_threads}});
+    std::vector<double> expected_sums, expected_maxima, expected_maps;
+    for (int index = 0; index < 2 * threads; ++index) {
+      const auto begin = values.begin() + index / threads * threads;
+      expected_sums.push_back(std::accumulate(begin, begin + threads, 0.0));
+      expected_maxima.push_back(*std::max_element(begin, begin + threads));
+    }
+    double slope = 1.0, offset = 0.0;
+    for (const float value : offsets) {
+      slope = -slope;
+      offset = -offset + value;
+    }
+    for (int index = 0; index < threads; ++index) {
+      expected_maps.push_back(slope);
+      expected_maps.push_back(offset);
+    }
+    expect_close("sums", sums, expected_sums, 1e-5);
+    expect_close("maxima", maxima, expected_maxima, 0.0);
+    expect_close("maps", maps, expected_maps, 1e-4);
+  }
+}
+
+RC_SIMT_CHECK(warp_primitives) {
+  std::vector<float> values = some_floats(64), sums(64);
+  run_case("warp_sum",
+           {{"values", array(values)}, {"results", array(sums)}, {"width", std::int64_t{8}}});
+  std::vector<double> expected;
+  for (int index = 0; index < 64; ++index) {
+    const auto begin = values.begin() + index / 8 * 8;
+    expected.push_back(std::accumulate(begin, begin + 8, 0.0));
+  }
+  expect_close("sums", sums, expected, 1e-5);
+
+  std::vector<int> numbers(64), results(12 * 64);
+  for (int index = 0; index < 64; ++index) numbers[index] = index % 32 - 4;
+  run_case("warp_votes", {{"values", array(numbers)}, {"results", array(results)}});
+  const auto row = [&](int index) { return results[index * 64 + 40]; };
+  const int positive = static_cast<int>(~0u << 5);
+  expect_equal("votes", std::vector{row(0), row(1), row(2), row(3), row(4), row(5)},
+               std::vector{positive, 1, 1, 16 * 31 - 4 * 32, -4, 27});
+  // Lane 8 holds 4, nobody else does; four lanes below it is 0; it is the first of its eight.
+  expect_equal("shuffles", std::vector{row(9), row(10), row(11)}, std::vector{1 << 8, 0, 4});
 }
 
 }  // namespace robustcore::simt::selftest

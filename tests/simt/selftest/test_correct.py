@@ -4,17 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from simt.harness import Executor, build, load_module
+from simt.harness import Executor
 
 SIZES = [0, 1, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025]
-MODULE = load_module(build())
-
-
-@pytest.mark.parametrize("name", MODULE.checks())
-def test_check(simt: Executor, name: str) -> None:
-    """What the standalone simt_check runs too."""
-    simt.module.run_check(name)
 
 
 @pytest.mark.parametrize("columns", SIZES)
@@ -139,7 +131,11 @@ def test_votes(simt: Executor) -> None:
         as_int32 = positive - (1 << 32) if positive >= 1 << 31 else positive
         conjunction, disjunction, parity = -1, 0, 0
         for value in numbers:
-            conjunction, disjunction, parity = conjunction & value, disjunction | value, parity ^ value
+            conjunction, disjunction, parity = (
+                conjunction & value,
+                disjunction | value,
+                parity ^ value,
+            )
         rows = [
             as_int32,
             int(positive != 0),
