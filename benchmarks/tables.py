@@ -30,8 +30,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
                 _print_row(row, console)
     if report["accuracy"]:
         console.print(_accuracy(report["accuracy"]))
-    if report["targets"]:
-        console.print(_targets(report["targets"], quick=report["quick"]))
+    for name in dict.fromkeys(target["benchmark"] for target in report["targets"]):
+        targets = [target for target in report["targets"] if target["benchmark"] == name]
+        console.print(_targets(name, targets, quick=report["quick"]))
     reasons = dict.fromkeys(
         (skipped["name"], skipped["reason"]) for row in report["rows"] for skipped in row["skipped"]
     )
@@ -94,17 +95,17 @@ def _accuracy(rows: list[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _targets(targets: list[Mapping[str, Any]], *, quick: bool) -> Table:
-    table = _table("\ntargets" + (" (a quick run says nothing about speed)" if quick else ""))
+def _targets(name: str, targets: list[Mapping[str, Any]], *, quick: bool) -> Table:
+    note = " (a quick run says nothing about speed)" if quick else ""
+    table = _table(f"\ntargets of {name}{note}")
     table.add_column("verdict", no_wrap=True)
-    for heading in ("benchmark", "size", "target"):
+    for heading in ("size", "target"):
         table.add_column(heading, overflow="fold")
     table.add_column("measured", justify="right", overflow="fold")
     styles = {"PASS": "green", "MISS": "bold red"}
     for target in targets:
         table.add_row(
             Text(target["verdict"], style=styles.get(target["verdict"], "dim")),
-            target["benchmark"].partition(".")[2],
             f"{target['size']} {target['passes']}".strip() or "worst of all",
             target["label"],
             _measured(target),

@@ -127,9 +127,9 @@ def _print_table(results: Sequence[dict[str, Any]], device: str) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("operator", overflow="fold")
+    table.add_column("operator", overflow="fold", min_width=26)
     table.add_column("dtype", no_wrap=True)
-    for heading in ("samples", "tolerance", "results", "gradients", ""):
+    for heading in ("samples", "rtol", "results", "gradients", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
