@@ -6,26 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MissingMatplotlib", "plot_report"]
+__all__ = ["MissingMatplotlib", "check_matplotlib", "plot_report"]
+
+_FORMATS = (".svg", ".png", ".pdf")
 
 
 class MissingMatplotlib(Exception):
     """matplotlib is not installed; the message says how to get it."""
 
 
+def check_matplotlib(path: Path) -> None:
+    """Raises unless :func:`plot_report` can write ``path``.
+
+    Raises:
+        MissingMatplotlib: If matplotlib is not installed.
+        ValueError: If the suffix is none of .svg, .png and .pdf.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"the file name must end in {', '.join(_FORMATS)}, got {path.name!r}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingMatplotlib("plots need matplotlib: pip install 'robustcore[bench]'") from None
+
+
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
     """Draws horizontal bars, one panel per operator; the suffix of ``path`` chooses the format.
 
     Raises:
-        MissingMatplotlib: If matplotlib is not installed.
-        ValueError: If matplotlib cannot write that format.
+        MissingMatplotlib, ValueError: See :func:`check_matplotlib`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingMatplotlib(
-            "plots need matplotlib: pip install 'robustcore[bench]'"
-        ) from None
+    check_matplotlib(path)
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["benchmark"] for row in report["rows"]))
     rows_of = {name: [r for r in report["rows"] if r["benchmark"] == name] for name in names}

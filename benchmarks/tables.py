@@ -1,4 +1,7 @@
-"""The report as tables for the terminal."""
+"""The report as tables for the terminal, 80 columns wide.
+
+``ratio`` is the time of a contestant over that of the operator.
+"""
 
 from __future__ import annotations
 
@@ -21,90 +24,104 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         highlight=False,
     )
     for name in dict.fromkeys(row["benchmark"] for row in report["rows"]):
-        console.print(_timings(name, [row for row in report["rows"] if row["benchmark"] == name]))
+        console.print(Text(f"\n{name}", style="bold underline"))
+        for row in report["rows"]:
+            if row["benchmark"] == name:
+                _print_row(row, console)
     if report["accuracy"]:
         console.print(_accuracy(report["accuracy"]))
-    if report["targets"]:
-        console.print(_targets(report["targets"], quick=report["quick"]))
+    for name in dict.fromkeys(target["benchmark"] for target in report["targets"]):
+        targets = [target for target in report["targets"] if target["benchmark"] == name]
+        console.print(_targets(name, targets, quick=report["quick"]))
     reasons = dict.fromkeys(
-        (skipped["name"], skipped["reason"])
-        for row in report["rows"]
-        for skipped in row["skipped"]
+        (skipped["name"], skipped["reason"]) for row in report["rows"] for skipped in row["skipped"]
     )
     for name, reason in reasons:
         console.print(Text(f"skipped {name}: {reason}", style="dim"))
 
 
-def _timings(name: str, rows: list[Mapping[str, Any]]) -> Table:
-    table = Table(title=name, title_justify="left", title_style="bold")
-    table.add_column("size")
-    table.add_column("contestant", overflow="fold")
-    for heading in ("median", "quartiles", "GB/s", "of copy", "robustcore is", "extra memory"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_section()
-        title = Text(f"{row['size']}\n{row['passes']}")
-        if row["cache_resident"]:
-            title.append("\nin cache", style="dim")
-        bandwidths = {"copy": row["copy_gb_per_s"], "read": row["read_gb_per_s"]}
-        for contestant in row["contestants"]:
-            kind = contestant["kind"]
-            of_operator = kind == "operator"
-            rate = row["gb_per_s"] if of_operator else bandwidths.get(contestant["name"])
-            speedup = row["speedups"].get(contestant["name"])
-            table.add_row(
-                title,
-                contestant["name"],
-                seconds(contestant["median_s"]),
-                f"{seconds(contestant['first_quartile_s'])} - "
-                f"{seconds(contestant['third_quartile_s'])}",
-                "" if rate is None else f"{rate:.1f}",
-                percent(row["fraction_of_copy"]) if of_operator else "",
-                "" if speedup is None else f"{speedup:.2f}x as fast",
-                mebibytes(row["extra_bytes"].get(contestant["name"])),
-                style={"operator": "bold", "probe": "dim"}.get(kind),
-            )
-            title = Text("")
-    return table
+def _print_row(row: Mapping[str, Any], console: Console) -> None:
+    title = Text(f"\n{row['size']}  {row['passes']}", style="bold")
+    if row["cache_resident"]:
+        title.append("  (inputs stay in the cache)", style="not bold dim")
+    console.print(title)
+    table = _table()
+    table.add_column("contestant", width=20, overflow="fold")
+    for heading, width in (
+        ("median", 8),
+        ("quartiles", 18),
+        ("GB/s", 6),
+        ("of copy", 7),
+        ("ratio", 7),
+    ):
+        table.add_column(heading, justify="right", width=width)
+    table.add_column("memory", justify="right")
+    bandwidths = {"copy": row["copy_gb_per_s"], "read": row["read_gb_per_s"]}
+    for contestant in row["contestants"]:
+        kind = contestant["kind"]
+        of_operator = kind == "operator"
+        rate = row["gb_per_s"] if of_operator else bandwidths.get(contestant["name"])
+        speedup = row["speedups"].get(contestant["name"])
+        table.add_row(
+            contestant["name"],
+            seconds(contestant["median_s"]),
+            f"{seconds(contestant['first_quartile_s'])} - "
+            f"{seconds(contestant['third_quartile_s'])}",
+            "" if rate is None else f"{rate:.1f}",
+            percent(row["fraction_of_copy"]) if of_operator else "",
+            "" if speedup is None else f"{speedup:.2f}x",
+            mebibytes(row["extra_bytes"].get(contestant["name"])),
+            style={"operator": "bold", "probe": "dim"}.get(kind),
+        )
+    console.print(table)
 
 
 def _accuracy(rows: list[Mapping[str, Any]]) -> Table:
-    table = Table(title="error against float64", title_justify="left", title_style="bold")
+    table = _table("\nerror against float64, by norm")
     for heading in ("benchmark", "size", "quantity"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("robustcore", "eager", "ratio"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_section()
         for quantity, errors in row["quantities"].items():
             table.add_row(
-                row["benchmark"],
+                row["benchmark"].partition(".")[2],
                 row["size"],
                 quantity,
-                f"{errors['operator_error']:.2e}",
-                f"{errors['eager_error']:.2e}",
+                f"{errors['operator_error']:.1e}",
+                f"{errors['eager_error']:.1e}",
                 f"{errors['ratio']:.2f}",
             )
     return table
 
 
-def _targets(targets: list[Mapping[str, Any]], *, quick: bool) -> Table:
-    note = "targets (a quick run says nothing about speed)" if quick else "targets"
-    table = Table(title=note, title_justify="left", title_style="bold")
-    for heading in ("benchmark", "size", "target"):
+def _targets(name: str, targets: list[Mapping[str, Any]], *, quick: bool) -> Table:
+    note = " (a quick run says nothing about speed)" if quick else ""
+    table = _table(f"\ntargets of {name}{note}")
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("size", "target"):
         table.add_column(heading, overflow="fold")
-    table.add_column("measured", justify="right")
-    table.add_column("")
+    table.add_column("measured", justify="right", overflow="fold")
     styles = {"PASS": "green", "MISS": "bold red"}
     for target in targets:
         table.add_row(
-            target["benchmark"],
+            Text(target["verdict"], style=styles.get(target["verdict"], "dim")),
             f"{target['size']} {target['passes']}".strip() or "worst of all",
             target["label"],
             _measured(target),
-            Text(target["verdict"], style=styles.get(target["verdict"], "dim")),
         )
     return table
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold underline",
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
 
 
 def _measured(target: Mapping[str, Any]) -> str:

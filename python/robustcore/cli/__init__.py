@@ -1,0 +1,1 @@
+"""The ``robustcore`` command: one module per command; errors and exit codes in :mod:`.main`."""

@@ -1,0 +1,125 @@
+"""``robustcore bench``: the benchmarks with progress, tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from .output import CommandError, check_device, console, error_console
+
+__all__ = ["bench", "load_benchmarks"]
+
+
+def bench(
+    family: Annotated[
+        str | None, typer.Argument(help="losses, merging or pcr; all when left out.")
+    ] = None,
+    operator: Annotated[str | None, typer.Argument(help="One operator of it.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes only; shows that it runs.")
+    ] = False,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the report; a folder gets <machine>.json, - is stdout."),
+    ] = None,
+    plot_path: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the speedups (.svg, .png or .pdf).")
+    ] = None,
+) -> None:
+    """Time the operators against eager PyTorch, torch.compile and public peers."""
+    check_device(device)
+    benchmarks = load_benchmarks()
+    try:
+        selected = benchmarks.select_benchmarks(family, operator)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    # Checked now, not after six minutes of measuring.
+    _check_writable(plot_path)
+    if json_path is not None and str(json_path) != "-":
+        _check_writable(json_path)
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from robustcore.benchmarks.machine import result_file_name
+    from robustcore.benchmarks.plots import MissingMatplotlib, check_matplotlib, plot_report
+    from robustcore.benchmarks.report import finite, write_report
+    from robustcore.benchmarks.tables import print_report
+
+    if plot_path is not None:
+        try:
+            check_matplotlib(plot_path)
+        except (MissingMatplotlib, ValueError) as error:
+            raise CommandError(f"--plot: {error}") from error
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=error_console(), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        report = benchmarks.run_benchmarks(
+            selected,
+            benchmarks.Settings(
+                device,
+                quick,
+                lambda name, done, total: progress.update(
+                    task, description=name, completed=done, total=total
+                ),
+            ),
+        )
+    to_stdout = json_path is not None and str(json_path) == "-"
+    print_report(report, error_console() if to_stdout else console())
+    if to_stdout:
+        from .output import print_json
+
+        print_json(finite(report))
+    elif json_path is not None:
+        if json_path.is_dir():
+            json_path = json_path / result_file_name(report)
+        write_report(report, json_path)
+        error_console().print(f"wrote {json_path}", markup=False)
+    if plot_path is not None:
+        plot_report(report, plot_path)
+        error_console().print(f"wrote {plot_path}", markup=False)
+
+
+def load_benchmarks() -> ModuleType:
+    """``robustcore.benchmarks``: as installed, or the folder ``benchmarks`` of the checkout.
+
+    Raises:
+        CommandError: If there is neither.
+    """
+    name = "robustcore.benchmarks"
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return importlib.import_module(name)
+    folder = Path(__file__).resolve().parents[3] / "benchmarks"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None or not (folder / "__init__.py").is_file():
+        raise CommandError("this installation of robustcore has no benchmarks")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is None or path.is_dir():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if path.stat().st_size == 0:
+            path.unlink()
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}") from error
