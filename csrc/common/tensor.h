@@ -55,14 +55,18 @@ inline ScalarType accumulate_type(const Tensor& tensor) {
 void advise_huge_pages(void* data, int64_t bytes);
 
 // A contiguous uninitialised tensor on the device of `like`.
-inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  Tensor result = torch::stable::new_empty(
-      like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    ScalarType type) {
+  Tensor result = torch::stable::new_empty(like, sizes, type);
   if (result.is_cpu()) {
     advise_huge_pages(result.mutable_data_ptr(),
                       result.numel() * static_cast<int64_t>(result.element_size()));
   }
   return result;
+}
+
+inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  return fresh(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
 template <class T>
