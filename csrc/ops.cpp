@@ -29,4 +29,16 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "bool needs_prediction, bool needs_noise) -> (Tensor, Tensor, Tensor, Tensor)");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
+
+  // --- pcr
+  // a, x: one shape, time at time_dim (negative: counted from the end); initial: that shape without
+  // time, in the dtype of the carry. Results: the states, shaped like x.
+  m.def(
+      "linear_recurrence(Tensor a, Tensor x, Tensor? initial, int time_dim, bool reverse) -> "
+      "Tensor");
+  // The gradients for a, x and initial; those not needed are empty.
+  m.def(
+      "linear_recurrence_backward(Tensor grad, Tensor a, Tensor? states, Tensor? initial, "
+      "int time_dim, bool reverse, bool needs_a, bool needs_x, bool needs_initial) -> "
+      "(Tensor, Tensor, Tensor)");
 }

@@ -60,21 +60,22 @@ void advise_huge_pages(void* data, int64_t bytes);
 
 // A contiguous uninitialised tensor on the device of `like`. Through the C shim rather than the
 // dispatcher, which costs twice as much: small calls consist of little else.
-inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  constexpr size_t kMaxDimensions = 4;
-  RC_CHECK(sizes.size() <= kMaxDimensions, "robustcore: fresh() takes up to 4 dimensions");
+inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    ScalarType type) {
+  constexpr size_t kMaxDimensions = 8;
+  RC_CHECK(sizes.size() <= kMaxDimensions, "robustcore: fresh() takes up to 8 dimensions");
   int64_t strides[kMaxDimensions];
   int64_t count = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     strides[d] = count;
-    count *= std::max<int64_t>(1, sizes.begin()[d]);
+    count *= std::max<int64_t>(1, sizes[d]);
   }
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
-                                                         sizes.begin(), strides, dtype, device_type,
+                                                         sizes.data(), strides, dtype, device_type,
                                                          like.get_device_index(), &handle));
   Tensor result(handle);
   if (result.is_cpu()) {
@@ -82,6 +83,10 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
                       result.numel() * static_cast<int64_t>(result.element_size()));
   }
   return result;
+}
+
+inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  return fresh(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
 // The tensor itself where it is contiguous: aten::contiguous would find that out more slowly.

@@ -6,10 +6,10 @@ reduction.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import _library, losses
+from . import _library, losses, pcr, reference
 from ._reference import use_reference
 
-__all__ = ["__version__", "losses", "use_reference"]
+__all__ = ["__version__", "losses", "pcr", "reference", "use_reference"]
 
 try:
     __version__ = version("robustcore")

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .._library import Operator
 
-__all__ = ["GradientInForward", "backward_operator", "forward_operator", "scores_operator"]
+__all__ = ["backward_operator", "forward_operator", "gradient_in_forward", "scores_operator"]
 
 # Positions of the arguments of the forward operators.
 _PREDICTION, _NOISE, _GATE, _TARGET, _WEIGHT, _SAMPLE_WEIGHT = range(6)
@@ -193,7 +193,7 @@ _with_gradients = Operator(
 _scale = torch.ops.robustcore.scale_.default
 
 
-class GradientInForward(torch.autograd.Function):
+class _GradientInForward(torch.autograd.Function):
     """Scalar reductions in eager mode: the forward pass writes the gradients while a row is in cache.
 
     Four passes over the logits instead of the six of forward and backward apart. The first backward
@@ -237,3 +237,7 @@ class GradientInForward(torch.autograd.Function):
             None,
             None,
         )
+
+
+# Past torch.autograd.Function.apply, which only serves functorch beside this (see _library.py).
+gradient_in_forward = super(torch.autograd.Function, _GradientInForward).apply

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._library import functorch_active
 from .._reference import wants_reference
 from ._classification import TwoLogitArguments, two_logit_arguments
-from ._gated_cross_entropy_op import GradientInForward, forward_operator, scores_operator
+from ._gated_cross_entropy_op import forward_operator, gradient_in_forward, scores_operator
 from .results import GatedCrossEntropyScores
 
 __all__ = ["GatedCrossEntropyLoss", "gated_cross_entropy", "gated_cross_entropy_scores"]
@@ -110,8 +110,8 @@ def gated_cross_entropy(
     options = (ignore_index, label_smoothing, a.reduction)
     if wants_reference(prediction):
         return _reference(a, ignore_index, label_smoothing, reduction)
-    if _gradient_in_forward(a):
-        loss = GradientInForward.apply(*a[:6], *options)
+    if _pays_in_forward(a):
+        loss = gradient_in_forward(*a[:6], *options)
     else:
         loss = forward_operator(*a[:6], *options)[0]
     return _finish(loss, a)
@@ -182,7 +182,7 @@ def gated_cross_entropy_scores(
     return GatedCrossEntropyScores(_finish(loss, a), *(s.reshape(a.shape) for s in scores))
 
 
-def _gradient_in_forward(a: TwoLogitArguments) -> bool:
+def _pays_in_forward(a: TwoLogitArguments) -> bool:
     """Whether writing the gradients during the forward pass is possible and pays.
 
     Not for float16: a gradient that is divided by N before the loss scale reaches it underflows.

@@ -5,6 +5,6 @@ and serve as the oracle of the tests, as the fallback on devices without kernels
 :func:`robustcore.use_reference`.
 """
 
-from . import losses
+from . import losses, pcr
 
-__all__ = ["losses"]
+__all__ = ["losses", "pcr"]

@@ -27,7 +27,7 @@ inline T atomic_update(T* address, Update update) {
   template <typename T>                                                       \
   inline T function(T* address, std::type_identity_t<T> value) {              \
     return ::robustcore::simt::host::atomic_update(                           \
-        address, [value](T previous) { return static_cast<T>(expression); }); \
+        address, [value]([[maybe_unused]] T previous) { return static_cast<T>(expression); }); \
   }
 RC_SIMT_ATOMIC(atomicAdd, previous + value)
 RC_SIMT_ATOMIC(atomicSub, previous - value)
