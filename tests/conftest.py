@@ -1,4 +1,4 @@
-"""Shared set-up: reproducible hypothesis runs, a fixed seed, and a switch for the number of threads."""
+"""Shared set-up: reproducible hypothesis runs, a fixed seed, a switch for the thread count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 import torch
 
-# No deadlines: these machines are shared, and time is the benchmarks' business. The same examples in
-# every run, so that a red test is red again.
+# No deadlines: time is the benchmarks' business. The same examples in every run, so that a red test
+# is red again.
 hypothesis.settings.register_profile(
     "default",
     deadline=None,

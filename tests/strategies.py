@@ -19,7 +19,7 @@ def positive_edge_sizes() -> st.SearchStrategy[int]:
 
 @st.composite
 def strided(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
-    """The same values behind other strides: transposed storage, a slice of something larger, an offset."""
+    """The same values behind other strides: transposed, every other column, an offset."""
     layout = draw(st.sampled_from(["contiguous", "transposed", "every other", "offset"]))
     if tensor.dim() == 0 or layout == "contiguous":
         return tensor

@@ -1,7 +1,8 @@
 """Fused CPU and CUDA operators for PyTorch: losses for noisy labels, model merging, parallel cyclic
 reduction.
 
-``losses``, ``merging`` and ``pcr`` hold the operators, ``reference`` the same functions in plain PyTorch.
+``losses``, ``merging`` and ``pcr`` hold the operators, ``reference`` the same functions in plain
+PyTorch.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -26,12 +26,12 @@ _FLOATING = frozenset(FLOATING_DTYPES)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which tensors of ``dtype`` are computed with: float64 stays, the rest is float32."""
+    """The dtype that tensors of ``dtype`` are computed in: float64 stays, the rest is float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for a device; meta tensors, which PyTorch refuses to answer for, have none."""
+    """Whether autocast is on for a device. For meta tensors, PyTorch refuses to say: it is off."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 

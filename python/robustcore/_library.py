@@ -1,7 +1,7 @@
 """Loads the compiled core and gives each of its operators a shape function and a derivative.
 
 A family's modules describe an operator once, with :class:`Operator`; that serves eager mode,
-``torch.compile``, ``torch.export``, ``torch.func`` and calls through ``torch.ops.robustcore`` alike.
+``torch.compile``, ``torch.export``, ``torch.func`` and calls through ``torch.ops.robustcore``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from . import _C
 
 __all__ = ["reference_forced", "use_reference", "wants_reference"]
 
-# A plain global, not a ContextVar: torch.compile can guard on the former and cannot trace the latter.
+# A plain global: torch.compile can guard on it, while it cannot trace a ContextVar.
 _depth = 0
 
 # Devices with compiled kernels. "meta" tensors go to the operators too: they have shape functions.
@@ -48,5 +48,5 @@ def reference_forced() -> bool:
 
 
 def wants_reference(tensor: torch.Tensor) -> bool:
-    """Whether a call on ``tensor`` has to run the reference: forced, or no kernel for its device."""
+    """Whether a call on ``tensor`` must run the reference: forced, or no kernel for its device."""
     return _depth > 0 or tensor.device.type not in _KERNEL_DEVICES

@@ -82,7 +82,7 @@ def test_random_problems_match_the_float64_reference(
     actual = gated_cross_entropy(f, e, s, y, **options)
     wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     expected = reference.losses.gated_cross_entropy(f.double(), e.double(), s.double(), y, **wide)
-    # The loss is a difference of numbers of the size of the logits; 16-bit results are rounded once.
+    # The loss is a difference of numbers of the logits' size; 16-bit results are rounded once.
     compute = torch.float64 if dtype is torch.float64 else torch.float32
     eps = MACHINE_EPSILON[compute]
     atol = 8 * eps * (scale * 4 + math.log(classes)) * (rows if reduction == "sum" else 1)

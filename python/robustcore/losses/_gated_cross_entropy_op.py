@@ -113,7 +113,7 @@ def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _second_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-    """Derivative of the gradients. Rare, so plain PyTorch does it: the vjp of the reference's vjp."""
+    """Derivative of the gradients: rare, so plain PyTorch does it, as the vjp of a vjp."""
     from ..reference.losses import gated_cross_entropy as reference
 
     grad_loss, prediction, noise, gate, target, weight, sample_weight = ctx.saved_tensors
@@ -194,7 +194,7 @@ _scale = torch.ops.robustcore.scale_.default
 
 
 class _GradientInForward(torch.autograd.Function):
-    """Scalar reductions in eager mode: the forward pass writes the gradients while a row is in cache.
+    """Scalar reductions in eager mode: the gradients are written while a row is in cache.
 
     Four passes over the logits instead of the six of forward and backward apart. The first backward
     pass hands the gradients out, scaled in place when the incoming gradient is not one (decided on

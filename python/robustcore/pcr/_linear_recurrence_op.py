@@ -72,8 +72,8 @@ def _double_backward(
     """Method page, section 1: with u, v, w the cotangents of dx, da and dinitial,
 
     W_t = a_t W_{t-1} + u_t + v_t h_{t-1}, W_0 = w, is the cotangent of g (a forward recurrence);
-    that of a_t is W_{t-1} G_t, that of h_{t-1} is v_t G_t. What h contributes to a and x follows from
-    the operator that made h.
+    that of a_t is W_{t-1} G_t, that of h_{t-1} is v_t G_t. What h contributes to a and x follows
+    from the operator that made h.
     """
     needs_a, needs_x, needs_initial = ctx.needs
     v = grad_of_a if needs_a else None

@@ -58,10 +58,10 @@ def linear_recurrence(
         ValueError: The devices differ, shapes do not broadcast, or ``time_dim`` is out of range.
 
     Numerics: the carry is float32 for 16-bit inputs, float64 for float64; a 16-bit state is rounded
-    when it is stored, not in the carry (its gradient for ``a`` uses the stored one). Steps are taken
-    one after another, never regrouped, so that nothing overflows that the plain loop keeps finite,
-    and the error is that of the loop; multiply and add are fused where the processor can, so the bits
-    may differ from those of separate PyTorch operations. NaN and infinities reach later steps of
+    when it is stored, not in the carry (its gradient for ``a`` uses the stored one). Steps are
+    taken one after another, never regrouped, so that nothing overflows that the plain loop keeps
+    finite, and the error is that of the loop; multiply and add are fused where the processor can,
+    so the bits may differ from those of separate PyTorch operations. NaN and infinities reach later steps of
     their own channel, and nothing else. A gate of zero resets the state, unless that is not finite.
 
     Determinism: the same bits in every run and for any number of threads.
@@ -76,9 +76,9 @@ def linear_recurrence(
     and ``torch.func.vmap``, and can be differentiated any number of times. Forward-mode derivatives
     (``torch.func.jvp``) are not offered: they raise an error.
 
-    Source: Danieli et al., DeepPCR, arXiv 2309.16318 (the recurrence as a bidiagonal system); Martin
-    and Cundy, Parallelizing Linear Recurrent Neural Nets Over Sequence Length, arXiv 1709.04057 (the
-    gradient as the reverse recurrence).
+    Source: Danieli et al., DeepPCR, arXiv 2309.16318 (the recurrence as a bidiagonal system);
+    Martin and Cundy, Parallelizing Linear Recurrent Neural Nets Over Sequence Length, arXiv
+    1709.04057 (the gradient as the reverse recurrence).
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Losses for noisy labels in plain PyTorch. Arguments are documented in :mod:`robustcore.losses`."""
+"""Losses for noisy labels in plain PyTorch; :mod:`robustcore.losses` documents the arguments."""
 
 from __future__ import annotations
 
