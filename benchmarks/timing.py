@@ -101,6 +101,7 @@ def take_turns(
 
     What only a first call does (compiling, starting threads) must have happened before.
     """
+    # One counter for all: an input set comes round again only after all the others were used.
     turn = 0
 
     def next_call(i: int) -> None:

@@ -109,6 +109,8 @@ def load_benchmarks() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    # As an import would have done.
+    sys.modules["robustcore"].benchmarks = module  # type: ignore[attr-defined]
     return module
 
 

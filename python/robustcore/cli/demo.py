@@ -31,8 +31,12 @@ def demo(
     except ModuleNotFoundError as error:
         if error.name == "robustcore.demo":
             raise CommandError("this installation of robustcore has no demo") from error
-        if error.name is None or error.name.startswith("robustcore"):
+        if error.name is None:  # the demo's own sentence about what is missing
+            raise CommandError(str(error)) from error
+        if error.name.startswith("robustcore"):
             raise
         raise CommandError(
             f"the demo needs {error.name}: pip install 'robustcore[demo]'"
         ) from error
+    except OSError as error:
+        raise CommandError(f"cannot write {error.filename or output}: {error.strerror}") from error

@@ -78,19 +78,29 @@ def run(arguments: Sequence[str]) -> int:
             args=list(arguments), prog_name="robustcore", standalone_mode=False
         )
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        # Some versions of typer turn an interrupt into this exit code themselves.
+        return _fail("interrupted", 130) if code == 130 else int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # Whatever is still buffered has no reader either; the interpreter must not flush it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _reader_went_away()
+    except SystemExit as leave:
+        # Likewise typer and rich, for a closed pipe.
+        if isinstance(leave.__context__, BrokenPipeError):
+            return _reader_went_away()
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except typer.Exit as leave:
         return leave.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
         return _fail(_message(error), 2)
+
+
+def _reader_went_away() -> int:
+    # Whatever is still buffered has no reader either; the interpreter must not flush it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 141
 
 
 def _message(error: Exception) -> str:
