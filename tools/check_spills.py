@@ -90,6 +90,17 @@ def parse_report(text: str, file: str, arch: str) -> list[Usage]:
     return list(usages.values())
 
 
+def without_parameters(name: str) -> str:
+    """`void f<float, (Mode)1>(P<float>)` as `f<float, (Mode)1>`."""
+    if name.endswith(")"):
+        depth = 0
+        for index in range(len(name) - 1, -1, -1):
+            depth += {")": 1, "(": -1}.get(name[index], 0)
+            if depth == 0:
+                return name[:index].removeprefix("void ")
+    return name.removeprefix("void ")
+
+
 def demangle(usages: Sequence[Usage]) -> None:
     """Replaces mangled names by readable ones where c++filt is installed."""
     tool = shutil.which("c++filt") or shutil.which("cu++filt")
@@ -98,8 +109,7 @@ def demangle(usages: Sequence[Usage]) -> None:
     names = "\n".join(usage.function for usage in usages)
     output = subprocess.run([tool], input=names, capture_output=True, text=True, check=True).stdout
     for usage, name in zip(usages, output.splitlines()):
-        # Without the return type and the parameters: "void f<float>(P)" -> "f<float>".
-        usage.function = re.sub(r"\(.*\)$", "", name.removeprefix("void "))
+        usage.function = without_parameters(name)
 
 
 def torch_include() -> Path:

@@ -54,6 +54,12 @@ class TestReport:
         check_spills.demangle(usages)
         assert [usage.function for usage in usages] == ["clean", "dirty<float>", "callee"]
 
+    def test_names_keep_their_arguments(self) -> None:
+        name = "void space::f<P<double>, 32, (space::Mode)1>(space::Problem<(space::Mode)1>)"
+        expected = "space::f<P<double>, 32, (space::Mode)1>"
+        assert check_spills.without_parameters(name) == expected
+        assert check_spills.without_parameters("plain_c_name") == "plain_c_name"
+
     @pytest.mark.parametrize("lost", ["bytes stack frame", "Used 30 registers"])
     def test_incomplete(self, lost: str) -> None:
         """A changed format of the report must not pass for a kernel without spills."""
