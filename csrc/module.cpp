@@ -1,6 +1,10 @@
 // The Python module. Importing it registers the operators (ops.cpp and the *_cpu.cpp, *_cuda.cu
 // files); what it exports itself is only what is not a tensor operator.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+
+#include "common/exp.h"
+#include "common/float16.h"
 
 namespace py = pybind11;
 
@@ -42,4 +46,19 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_information", &build_information, "Versions and options of this build.");
   module.def("cpu_instruction_set", &cpu_instruction_set,
              "Name of the instruction set that the CPU kernels use on this machine.");
+
+  py::module_ testing = module.def_submodule("testing", "Pieces of kernels, for tests only.");
+  testing.def("exponential", py::vectorize([](float x) { return robustcore::exponential(x); }));
+  testing.def("float16_to_float", py::vectorize([](uint16_t bits) {
+                return robustcore::to_accumulate(robustcore::float16{bits});
+              }));
+  testing.def("bfloat16_to_float", py::vectorize([](uint16_t bits) {
+                return robustcore::to_accumulate(robustcore::bfloat16{bits});
+              }));
+  testing.def("float_to_float16", py::vectorize([](float x) {
+                return robustcore::from_accumulate<robustcore::float16>(x).bits;
+              }));
+  testing.def("float_to_bfloat16", py::vectorize([](float x) {
+                return robustcore::from_accumulate<robustcore::bfloat16>(x).bits;
+              }));
 }
