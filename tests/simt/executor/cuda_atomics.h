@@ -23,10 +23,10 @@ inline T atomic_update(T* address, Update update) {
 
 }  // namespace robustcore::simt::host
 
-#define RC_SIMT_ATOMIC(function, expression)                                  \
-  template <typename T>                                                       \
-  inline T function(T* address, std::type_identity_t<T> value) {              \
-    return ::robustcore::simt::host::atomic_update(                           \
+#define RC_SIMT_ATOMIC(function, expression)                                                   \
+  template <typename T>                                                                        \
+  inline T function(T* address, std::type_identity_t<T> value) {                               \
+    return ::robustcore::simt::host::atomic_update(                                            \
         address, [value]([[maybe_unused]] T previous) { return static_cast<T>(expression); }); \
   }
 RC_SIMT_ATOMIC(atomicAdd, previous + value)

@@ -24,6 +24,8 @@ namespace robustcore::simt::host {
 namespace {
 
 constexpr unsigned char kSlack = 0xa5;
+// Inaccessible address space on both sides: costs nothing, and catches wild indices too.
+constexpr std::size_t kGuard = std::size_t{16} << 20;
 
 std::size_t page_bytes() {
   static const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -34,14 +36,14 @@ std::size_t round_up(std::size_t value, std::size_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
-// Address space with one inaccessible page at each end.
+// Memory between two inaccessible stretches.
 std::byte* map_between_guards(std::size_t inner_bytes, std::size_t& mapping_bytes) {
-  mapping_bytes = inner_bytes + 2 * page_bytes();
+  mapping_bytes = inner_bytes + 2 * kGuard;
   void* memory =
       mmap(nullptr, mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   auto* mapping = static_cast<std::byte*>(memory);
-  if (mprotect(mapping + page_bytes(), inner_bytes, PROT_READ | PROT_WRITE) != 0) {
+  if (mprotect(mapping + kGuard, inner_bytes, PROT_READ | PROT_WRITE) != 0) {
     throw std::bad_alloc();
   }
   return mapping;
@@ -83,7 +85,7 @@ GuardedBuffer::GuardedBuffer(std::string name, std::size_t bytes, std::size_t el
     : name_(std::move(name)), bytes_(bytes), element_bytes_(element_bytes) {
   const std::size_t inner = round_up(std::max<std::size_t>(bytes, 1), page_bytes());
   mapping_ = map_between_guards(inner, mapping_bytes_);
-  std::byte* first = mapping_ + page_bytes();
+  std::byte* first = mapping_ + kGuard;
   switch (placement) {
     case Placement::kEndsAtGuard:
       data_ = first + (inner - bytes) / alignment * alignment;
@@ -106,13 +108,13 @@ GuardedBuffer::~GuardedBuffer() {
   auto& buffers = live_buffers();
   buffers.erase(std::find(buffers.begin(), buffers.end(), this));
   std::free(shadow);
-  RC_SIMT_UNFENCE(mapping_, mapping_bytes_);
+  RC_SIMT_UNFENCE(mapping_ + kGuard, mapping_bytes_ - 2 * kGuard);
   munmap(mapping_, mapping_bytes_);
 }
 
 void GuardedBuffer::make_read_only() {
   read_only_ = true;
-  mprotect(mapping_ + page_bytes(), mapping_bytes_ - 2 * page_bytes(), PROT_READ);
+  mprotect(mapping_ + kGuard, mapping_bytes_ - 2 * kGuard, PROT_READ);
 }
 
 void GuardedBuffer::check_slack() const {
@@ -120,8 +122,8 @@ void GuardedBuffer::check_slack() const {
   const auto changed = [&](const std::byte* from, const std::byte* to) {
     return std::find_if(from, to, [](std::byte byte) { return byte != std::byte{kSlack}; });
   };
-  const std::byte* first = mapping_ + page_bytes();
-  const std::byte* last = mapping_ + mapping_bytes_ - page_bytes();
+  const std::byte* first = mapping_ + kGuard;
+  const std::byte* last = mapping_ + mapping_bytes_ - kGuard;
   const std::byte* byte = changed(first, data_);
   if (byte == data_) {
     byte = changed(data_ + bytes_, last);
@@ -148,11 +150,11 @@ SharedMemory::SharedMemory() {
   // Room for the arrays, and for their zones where there are up to 128 of them.
   capacity_ = round_up(kLimit + 128 * (kZone + 256), page_bytes());
   mapping_ = map_between_guards(capacity_, mapping_bytes_);
-  memory_ = mapping_ + page_bytes();
+  memory_ = mapping_ + kGuard;
 }
 
 SharedMemory::~SharedMemory() {
-  RC_SIMT_UNFENCE(mapping_, mapping_bytes_);
+  RC_SIMT_UNFENCE(mapping_ + kGuard, mapping_bytes_ - 2 * kGuard);
   munmap(mapping_, mapping_bytes_);
 }
 

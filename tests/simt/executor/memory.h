@@ -10,21 +10,21 @@
 namespace robustcore::simt::host {
 
 enum class Placement {
-  // The last byte lies just before an inaccessible page: any access past the end faults. The start
+  // The last byte lies just before inaccessible memory: any access past the end faults. The start
   // is then aligned only as far as the size allows, like that of a slice; where the kernel asks for
   // more, a few checked bytes lie between.
   kEndsAtGuard,
-  // The first byte lies just after an inaccessible page: any access before the start faults.
+  // The first byte lies just after inaccessible memory: any access before the start faults.
   kBeginsAtGuard,
-  // Aligned to 256 bytes like a fresh CUDA allocation, as close to the inaccessible page behind it
-  // as that allows; the bytes between are checked for writes.
+  // Aligned to 256 bytes like a fresh CUDA allocation, as close to the inaccessible memory behind
+  // it as that allows; the bytes between are checked for writes.
   kAligned,
 };
 inline constexpr Placement kPlacements[] = {Placement::kEndsAtGuard, Placement::kBeginsAtGuard,
                                             Placement::kAligned};
 const char* name_of(Placement placement);
 
-// Device memory of `bytes` bytes between two inaccessible pages, filled with `fill`.
+// Device memory of `bytes` bytes between two inaccessible stretches, filled with `fill`.
 class GuardedBuffer {
  public:
   GuardedBuffer(std::string name, std::size_t bytes, std::size_t element_bytes,
@@ -89,7 +89,7 @@ struct SharedArray {
 };
 
 // The shared memory of the block that runs. Each array lies between zones that hold the poison;
-// the whole lies between inaccessible pages.
+// the whole lies between inaccessible memory.
 class SharedMemory {
  public:
   // CUDA's limit for static shared arrays.

@@ -162,6 +162,10 @@ __global__ void read_past_end_kernel(const float* input, float* output) {
   output[threadIdx.x] = input[threadIdx.x + 1];
 }
 
+__global__ void read_far_past_end_kernel(const float* input, float* output) {
+  output[threadIdx.x] = input[threadIdx.x + 3'000'000];
+}
+
 __global__ void read_before_start_kernel(const float* input, float* output) {
   output[threadIdx.x] = *(input + threadIdx.x - 1);
 }

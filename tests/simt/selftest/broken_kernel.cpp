@@ -80,6 +80,7 @@ RC_SIMT_BROKEN(endless, "deadlock", nullptr) {
 }
 
 RC_SIMT_BROKEN_BOTH(read_past_end, "out-of-bounds access", "out-of-bounds access")
+RC_SIMT_BROKEN_BOTH(read_far_past_end, "out-of-bounds access", "out-of-bounds access")
 RC_SIMT_BROKEN_BOTH(read_before_start, "out-of-bounds access", "out-of-bounds access")
 RC_SIMT_BROKEN_BOTH(write_past_end, "out-of-bounds access", "out-of-bounds access")
 RC_SIMT_BROKEN_BOTH(write_before_start, "out-of-bounds access", "out-of-bounds write")

@@ -112,6 +112,16 @@ __global__ void block_reduce_kernel(const float* values, float* results) {
   results[index] = block_reduce<Threads>(values[index], Combine{});
 }
 
+// Reduces again at once: the same shared memory serves both times.
+template <int Threads>
+__global__ void repeated_reduce_kernel(const float* values, float* results) {
+  const float value = values[threadIdx.x];
+  const float sum = block_reduce<Threads>(value, Sum{});
+  const float squares = block_reduce<Threads>(value * value, Sum{});
+  results[threadIdx.x] = sum;
+  results[Threads + threadIdx.x] = squares;
+}
+
 // x -> slope * x + offset
 struct Affine {
   float slope;

@@ -196,6 +196,20 @@ RC_SIMT_CASE(warp_sum) {
   });
 }
 
+RC_SIMT_CASE(repeated_reduce) {
+  launch<repeated_reduce_kernel<128>>(1, 128, stream(), arguments.input<float>("values"),
+                                      arguments.output<float>("results"));
+}
+
+RC_SIMT_CHECK(repeated_reduce) {
+  std::vector<float> values = some_floats(128), results(256);
+  run_case("repeated_reduce", {{"values", array(values)}, {"results", array(results)}});
+  std::vector<double> expected(256, std::accumulate(values.begin(), values.end(), 0.0));
+  std::fill(expected.begin() + 128, expected.end(),
+            std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
+  expect_close("results", results, expected, 1e-5);
+}
+
 RC_SIMT_CHECK(block_reduce) {
   for (const int threads : {32, 64, 256, 1024}) {
     std::vector<float> values = some_floats(2 * threads), sums(values.size());

@@ -29,6 +29,13 @@ def test_block_reduce_sizes(simt: Executor, threads: int, what: str) -> None:
     torch.testing.assert_close(results[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_block_reduce_again_at_once(simt: Executor) -> None:
+    values, results = torch.randn(128), torch.empty(2, 128)
+    simt.run("repeated_reduce", values=values, results=results, seeds=3)
+    expected = torch.stack([values.double().sum(), values.double().square().sum()])
+    torch.testing.assert_close(results, expected.float()[:, None].expand(2, 128))
+
+
 def test_block_maximum_keeps_nan(simt: Executor) -> None:
     for place in (0, 17, 255):
         values = torch.randn(1, 256)
