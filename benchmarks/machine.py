@@ -88,7 +88,12 @@ def _memory_bytes() -> int | None:
 
 
 def _git() -> dict[str, Any]:
-    """The commit of the checkout these benchmarks lie in; None outside of one."""
+    """The commit of the checkout these benchmarks lie in; None outside of one.
+
+    A copy without .git can be told through the environment variable ROBUSTCORE_COMMIT.
+    """
+    if told := os.environ.get("ROBUSTCORE_COMMIT"):
+        return {"commit": told, "uncommitted_changes": None}
     folder = Path(__file__).resolve().parent
 
     def ask(*arguments: str) -> str | None:

@@ -45,7 +45,7 @@ class Settings:
     @property
     def plan(self) -> TimingPlan:
         if self.quick:
-            return TimingPlan(0.15, 0.002, least_samples=3, most_samples=10)
+            return TimingPlan(0.15, 0.002, least_samples=1, most_samples=10)
         return TimingPlan()
 
 

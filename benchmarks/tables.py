@@ -46,16 +46,16 @@ def _print_row(row: Mapping[str, Any], console: Console) -> None:
         title.append("  (inputs stay in the cache)", style="not bold dim")
     console.print(title)
     table = _table()
-    table.add_column("contestant", width=20, overflow="fold")
+    table.add_column("contestant", width=18, overflow="fold")
     for heading, width in (
         ("median", 8),
         ("quartiles", 18),
-        ("GB/s", 6),
+        ("GB/s", 5),
         ("of copy", 7),
-        ("ratio", 7),
+        ("ratio", 6),
+        ("memory", 9),
     ):
         table.add_column(heading, justify="right", width=width)
-    table.add_column("memory", justify="right")
     bandwidths = {"copy": row["copy_gb_per_s"], "read": row["read_gb_per_s"]}
     for contestant in row["contestants"]:
         kind = contestant["kind"]
@@ -69,7 +69,7 @@ def _print_row(row: Mapping[str, Any], console: Console) -> None:
             f"{seconds(contestant['third_quartile_s'])}",
             "" if rate is None else f"{rate:.1f}",
             percent(row["fraction_of_copy"]) if of_operator else "",
-            "" if speedup is None else f"{speedup:.2f}x",
+            "" if speedup is None else times(speedup),
             mebibytes(row["extra_bytes"].get(contestant["name"])),
             style={"operator": "bold", "probe": "dim"}.get(kind),
         )
@@ -132,7 +132,7 @@ def _measured(target: Mapping[str, Any]) -> str:
         return f"{mebibytes(value)} of {mebibytes(target['bound'])}"
     if target["metric"].startswith("fraction"):
         return percent(value)
-    return f"{value:.2f}x"
+    return times(value)
 
 
 def seconds(value: float) -> str:
@@ -141,6 +141,10 @@ def seconds(value: float) -> str:
         if value * factor >= 1:
             return f"{value * factor:.3g} {unit}"
     return f"{value * 1e9:.3g} ns"
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}x" if value < 100 else f"{value:.0f}x"
 
 
 def percent(value: float | None) -> str:

@@ -61,6 +61,7 @@ def test_version(run):
         (("bench", "--json"), "--json"),
         (("bench", "losses", "--quick", "--plot", "plot.txt"), ".svg"),
         (("selftest", "loses"), "family must be one of losses, merging, pcr, got 'loses'"),
+        (("selftest", "losses", "--dtype", "int8"), "--dtype must be one of bfloat16, float16,"),
         (("selftest", "losses", "gated"), "gated_cross_entropy"),
         (("selftest", "--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
     ],

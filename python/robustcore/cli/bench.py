@@ -27,7 +27,10 @@ def bench(
     ] = False,
     json_path: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the report; a folder gets <machine>.json, - is stdout."),
+        typer.Option(
+            "--json",
+            help="Write the report: a file.json, a folder for <machine>.json, - for stdout.",
+        ),
     ] = None,
     plot_path: Annotated[
         Path | None, typer.Option("--plot", help="Draw the speedups (.svg, .png or .pdf).")
@@ -82,7 +85,7 @@ def bench(
 
         print_json(finite(report))
     elif json_path is not None:
-        if json_path.is_dir():
+        if _is_folder(json_path):
             json_path = json_path / result_file_name(report)
         write_report(report, json_path)
         error_console().print(f"wrote {json_path}", markup=False)
@@ -114,10 +117,17 @@ def load_benchmarks() -> ModuleType:
     return module
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or not path.suffix
+
+
 def _check_writable(path: Path | None) -> None:
-    if path is None or path.is_dir():
+    if path is None:
         return
     try:
+        if _is_folder(path):
+            path.mkdir(parents=True, exist_ok=True)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):
             pass

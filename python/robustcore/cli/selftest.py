@@ -25,6 +25,7 @@ def selftest(
     ] = None,
     operator: Annotated[str | None, typer.Argument(help="One operator of it.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="Only this one, for example float32.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare every operator with its plain PyTorch reference, results and gradients.
@@ -48,6 +49,7 @@ def selftest(
             lambda name, done, total: progress.update(
                 task, description=name, completed=done, total=total
             ),
+            dtype,
         )
     failed = [result for result in results if not result["passed"]]
     if as_json:
@@ -62,9 +64,23 @@ def run_selftest(
     cases: Sequence[OperatorCase],
     device: str,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    only_dtype: str | None = None,
 ) -> list[dict[str, Any]]:
-    """One result for each operator and dtype; an operator without a kernel there is left out."""
-    work = [(case, dtype) for case in cases if device in case.devices for dtype in case.rtol]
+    """One result for each operator and dtype; an operator without a kernel there is left out.
+
+    Raises:
+        CommandError: If no operator is tested in ``only_dtype``; the message lists the others.
+    """
+    dtypes = sorted({_name(dtype) for case in cases for dtype in case.rtol})
+    if only_dtype is not None and only_dtype not in dtypes:
+        raise CommandError(f"--dtype must be one of {', '.join(dtypes)}, got {only_dtype!r}")
+    work = [
+        (case, dtype)
+        for case in cases
+        if device in case.devices
+        for dtype in case.rtol
+        if only_dtype in (None, _name(dtype))
+    ]
     results = []
     for done, (case, dtype) in enumerate(work):
         progress(f"{case.qualified_name} {_name(dtype)}", done, len(work))
