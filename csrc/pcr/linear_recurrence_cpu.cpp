@@ -168,9 +168,10 @@ void for_each_tile(const Problem& p, const Tile& tile) {
 
 // --- lanes anywhere
 
-// Chains that run side by side, to hide the latency of a step, and the steps of a block.
-constexpr int kLanes = 8;
-constexpr int kBlock = 128;
+// Chains that run side by side, enough to hide most of a step's latency behind loads and stores, and the
+// steps of a block: long runs, so that the processor's prefetching pays.
+constexpr int kLanes = 4;
+constexpr int kBlock = 512;
 
 // One lane's run of steps between memory and a block.
 template <class T, class Acc>
@@ -295,8 +296,8 @@ RC_TARGET_CLONES void backward_lanes(const LinearRecurrenceGradientProblem<T>& p
 template <class Problem, class Lanes>
 void for_each_lane_group(const Problem& p, const Lanes& run) {
   const int64_t lanes = p.outer * p.inner;
-  // Few lanes are shared between threads even where that leaves chains out.
-  const int64_t group = std::clamp<int64_t>((lanes + 1) / 2, 4, kLanes);
+  // Few lanes are shared between threads even where that leaves places for chains empty.
+  const int64_t group = std::clamp<int64_t>((lanes + 1) / 2, 1, kLanes);
   const int64_t groups = (lanes + group - 1) / group;
   parallel_rows(groups, p.length * group, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) run(p, i * group, std::min(group, lanes - i * group));
