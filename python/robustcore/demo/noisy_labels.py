@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..losses import PiDUAL
 from .data import CLASSES, PIXELS, Digits
@@ -152,10 +152,7 @@ def _train(
     model = PiDUAL(
         multilayer_perceptron(PIXELS, *hidden, CLASSES),
         multilayer_perceptron(features, settings.noise_width, settings.noise_width, CLASSES),
-        nn.Sequential(
-            multilayer_perceptron(features, settings.gate_width, settings.gate_width, 1),
-            nn.Flatten(0),
-        ),
+        multilayer_perceptron(features, settings.gate_width, settings.gate_width, 1),
     )
     # The backbone is drawn first, so every method starts from the same classifier.
     trained = model if method.gated else model.backbone
@@ -230,10 +227,7 @@ def run(digits: Digits, settings: Settings, advance: Advance) -> dict[str, Any]:
     """Train every method with every seed; accuracies, detection scores and curves."""
     problems = [_problem(digits, settings, seed) for seed in range(settings.seeds)]
     outcomes = [
-        {
-            name: _train(method, problem, settings, seed, advance)
-            for name, method in METHODS.items()
-        }
+        {name: _train(method, problem, settings, seed, advance) for name, method in METHODS.items()}
         for seed, problem in enumerate(problems)
     ]
 

@@ -111,6 +111,12 @@ def _noisy_labels(results: dict[str, Any]) -> str:
         ]
         for method in methods.values()
     ]
+    accuracy_header = [
+        f"training, {_seeds(results['seeds'])}",
+        "test accuracy, last epoch (%)",
+        "best epoch (%)",
+        "wrong labels learned by heart (%)",
+    ]
     detection = [
         [score["label"], with_spread(score, scale=1.0, digits=3)]
         for score in results["detection"].values()
@@ -141,8 +147,7 @@ see only the privileged information: who gave the label, how many of the image's
 annotators agree with it, and a random vector per image. At test time Pi-DUAL uses the classifier
 alone. Two further rows show where the limits are: the majority of the three labels (which the
 first two methods do not see), and the true labels.</p>
-{_table(["training, " + _seeds(results["seeds"]), "test accuracy, last epoch (%)",
-         "best epoch (%)", "wrong labels learned by heart (%)"], accuracies)}
+{_table(accuracy_header, accuracies)}
 <p class="soft">Mean ± standard deviation over the seeds. The best epoch is picked on the test set
 afterwards: it shows how much memorising costs, nobody could choose it in practice. Learned by
 heart: wrong training labels that the trained classifier repeats.</p>
@@ -159,6 +164,8 @@ heart: wrong training labels that the trained classifier repeats.</p>
 def _task_vectors(results: dict[str, Any]) -> str:
     mean, stored = results["mean_test_accuracy"], results["bytes"]
     kinds = ("base", "single", "task_arithmetic", "masked")
+    task_header = ["task", "base network", "separate model", "task arithmetic", "TALL-masks"]
+    task_header += ["λ", "parameters kept"]
     tasks = [
         [
             task["title"],
@@ -192,8 +199,7 @@ is the best of 20 on the validation images: {results["coefficient"]:g}.
 to that task, one bit each; λ is chosen per task on the validation images. {images["train"]}
 images are for training, {images["validation"]} for validation, {images["test"]} for the accuracies
 below; one seed.</p>
-{_table(["task", "base network", "separate model", "task arithmetic", "TALL-masks", "λ",
-         "parameters kept"], tasks, total=True)}
+{_table(task_header, tasks, total=True)}
 {_figures(plots.task_vector_figures(results))}
 <h3>What has to be stored</h3>
 {_table(["", "mean test accuracy", "bytes on disk", "of separate models"], storage)}
@@ -208,6 +214,8 @@ costs a separate model {size(stored["base"])}, and the masks
 def _sequence_model(results: dict[str, Any]) -> str:
     training, alone = results["training_seconds"], results["recurrence_seconds"]
     steps, channels = results["shape"][1:]
+    header = ["recurrence", "whole training", "recurrence alone, forward and backward"]
+    header += ["test accuracy", "last training loss"]
     rows = [
         [label, seconds(training[name]), seconds(alone[name]),
          percent(results["test_accuracy"][name]), f"{results['losses'][name][-1]:.6f}"]
@@ -232,8 +240,7 @@ from the last state ({results["parameters"]:,} parameters). The model is trained
 over the time steps, once with <code>robustcore.pcr.linear_recurrence</code>. The two take turns
 epoch by epoch, so that whatever else the machine does slows down both. The largest difference
 between the two loss curves is {results["largest_loss_difference"]:.1e}.</p>
-{_table(["recurrence", "whole training", "recurrence alone, forward and backward",
-         "test accuracy", "last training loss"], rows, total=True)}
+{_table(header, rows, total=True)}
 <p class="soft">Whole training: everything but the evaluation, on one thread; the projections, the
 loss and the optimiser take the same time in both runs. The recurrence alone: median at the
 training's shape ({", ".join(str(length) for length in results["shape"])}: batch, time,

@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .. import __version__
 from . import noisy_labels, report, sequence_model, task_vectors
 from .data import load_digits
 from .training import Advance, reproducible
@@ -131,7 +132,7 @@ def _machine() -> dict[str, str]:
         )
     }
     return {
-        "robustcore": _robustcore_version(),
+        "robustcore": __version__,
         "Python": platform.python_version(),
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
@@ -139,13 +140,6 @@ def _machine() -> dict[str, str]:
         "cores": f"{os.cpu_count()} ({torch.get_num_threads()} used)",
         "finished": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _robustcore_version() -> str:
-    try:
-        return metadata.version("robustcore")
-    except metadata.PackageNotFoundError:
-        return "not installed, run from the source tree"
 
 
 def _processor() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..merging import PackedMasks, tall_masks
@@ -122,9 +123,7 @@ class _Experiment:
         head = nn.Linear(settings.width, CLASSES)
         both = nn.ModuleList([self.network, head])
         data = Task("upright digits", CLASSES).data(self.digits.train)
-        self.train(
-            (self.network, head), both, data, settings.base_epochs, settings.learning_rate
-        )
+        self.train((self.network, head), both, data, settings.base_epochs, settings.learning_rate)
         return _copy(self.network.state_dict())
 
     def fine_tune(self, name: str, base: StateDict) -> dict[str, Tensor]:
@@ -180,8 +179,8 @@ def _stored_bytes(
     with tempfile.TemporaryDirectory(prefix="robustcore-demo-") as folder:
 
         def stored(state: StateDict) -> int:
-            path = Path(folder, "weights.pt")
-            torch.save(dict(state), path)
+            path = Path(folder, "weights.safetensors")
+            save_file(dict(state), path)
             return path.stat().st_size
 
         mask_file = Path(folder, "masks.safetensors")
@@ -234,8 +233,7 @@ def run(digits: Digits, settings: Settings, advance: Advance) -> dict[str, Any]:
     tasks = []
     for index, (name, task) in enumerate(TASKS.items()):
         scores = {
-            kind: experiment.score(state(name), name, digits.test)
-            for kind, state in states.items()
+            kind: experiment.score(state(name), name, digits.test) for kind, state in states.items()
         }
         kept = candidates.densities[index][LAMBDAS.index(chosen[name])]
         tasks.append(
