@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY, RED = "#3d85d0", "#e07b2e", "#35a06a", "#8c8f96", "#d9534f"
 # Text and axes are drawn in this colour, which the page then replaces by its own.
 _INK = "#010203"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -51,7 +52,7 @@ def drawing(name: str, description: str, size: tuple[float, float] = _SIZE) -> I
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         one = Drawing(figure, figure.add_subplot())
@@ -189,10 +190,10 @@ def sequence_model_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
         curves.axes.legend()
     with drawing("difference", "Difference of the two training losses") as difference:
         # A logarithmic axis has no place for the steps at which both losses are the same.
-        positive = [value or None for value in results["loss_difference"]]
+        positive = [value or math.nan for value in results["loss_difference"]]
         difference.axes.plot(steps, positive, ".", markersize=2.2, color=GREY)
         difference.axes.set(xlabel="optimiser step", ylabel="difference of the losses")
-        if any(positive):
+        if results["largest_loss_difference"] > 0:
             difference.axes.set_yscale("log")
     return [
         (curves.svg, "Training loss of the two runs, drawn over each other."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -60,7 +61,7 @@ def run(
             ]
             for bar, (name, _, _, experiment) in zip(bars, experiments, strict=True):
                 progress.start_task(bar)
-                results[name] = experiment(lambda bar=bar: progress.advance(bar))
+                results[name] = experiment(functools.partial(progress.advance, bar))
                 progress.stop_task(bar)
         results["machine"] = _machine()
     results["seconds"] = time.perf_counter() - start
@@ -280,4 +281,6 @@ def _print_summary(console: Console, results: dict[str, Any]) -> None:
         "largest difference of the losses", "", f"{sequence['largest_loss_difference']:.1e}"
     )
     console.print(table)
-    console.print(f"Finished in {results['seconds']:.0f} s. Report:", results["report"])
+    # Unwrapped, so that the path can be copied.
+    console.print(f"Finished in {results['seconds']:.0f} s. Report:", end=" ")
+    console.print(results["report"], soft_wrap=True, highlight=False)

@@ -230,7 +230,7 @@ def run(digits: Digits, settings: Settings, advance: Advance) -> dict[str, Any]:
         "masked": lambda name: masks.apply(name, base, summed),
     }
     parameters = sum(tensor.numel() for tensor in base.values())
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for index, (name, task) in enumerate(TASKS.items()):
         scores = {
             kind: experiment.score(state(name), name, digits.test) for kind, state in states.items()
