@@ -26,6 +26,7 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: 1.2rem;
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p, li { max-width: 46rem; }
 code { font-size: .9em; }
+sub { line-height: 0; }
 .soft, figcaption { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem;
   margin: 1.4rem 0; }
