@@ -262,6 +262,7 @@ def test_missing_extra(tmp_path, monkeypatch, module):
     assert "\n" not in message
     assert "pip install 'robustcore[demo]'" in message
     assert {"sklearn": "scikit-learn"}.get(module, module) in message
+    assert caught.value.name == module
     assert list(tmp_path.iterdir()) == []
 
 

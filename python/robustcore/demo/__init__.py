@@ -30,15 +30,12 @@ _REQUIREMENTS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": 
 
 def _require_extra() -> None:
     """Say in one line what to install when a package of the extra ``demo`` is missing."""
-    missing = [
-        package
-        for module, package in _REQUIREMENTS.items()
-        if importlib.util.find_spec(module) is None
-    ]
+    missing = [module for module in _REQUIREMENTS if importlib.util.find_spec(module) is None]
     if missing:
+        packages = ", ".join(_REQUIREMENTS[module] for module in missing)
         raise ModuleNotFoundError(
-            f"run_demo: the demo needs {', '.join(missing)}; "
-            "install with: pip install 'robustcore[demo]'"
+            f"run_demo: the demo needs {packages}; install with: pip install 'robustcore[demo]'",
+            name=missing[0],
         )
 
 
