@@ -15,14 +15,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..merging import PackedMasks, tall_masks
+from ..merging import PackedMasks, multi_task_vector, tall_masks
 from .data import CLASSES, PIXELS, Digits, Split
 from .training import Advance, accuracy, batches, multilayer_perceptron, step
 
@@ -159,15 +159,6 @@ def add(base: StateDict, vector: StateDict, coefficient: float) -> dict[str, Ten
     return {name: base[name] + coefficient * vector[name] for name in base}
 
 
-def task_vector_sum(base: StateDict, fine_tuned: Mapping[str, StateDict]) -> dict[str, Tensor]:
-    """Στ, one task after the other in the given order, as :func:`tall_masks` sums them."""
-    summed = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
-    for state in fine_tuned.values():
-        for name in summed:
-            summed[name] += state[name] - base[name]
-    return summed
-
-
 def _stored_bytes(
     base: StateDict,
     fine_tuned: Mapping[str, StateDict],
@@ -184,7 +175,7 @@ def _stored_bytes(
             return path.stat().st_size
 
         mask_file = Path(folder, "masks.safetensors")
-        masks.save(mask_file)
+        masks.save(mask_file, base=base, merged=summed)
         mask_bytes = mask_file.stat().st_size
         base_bytes, merged_bytes = stored(base), stored(summed)
         return {
@@ -205,18 +196,22 @@ def run(digits: Digits, settings: Settings, advance: Advance) -> dict[str, Any]:
     base = experiment.train_base()
     fine_tuned = {name: experiment.fine_tune(name, base) for name in TASKS}
 
-    summed = task_vector_sum(base, fine_tuned)
+    summed = cast(StateDict, multi_task_vector(base, fine_tuned))
     coefficient = experiment.choose_coefficient(base, summed)
     arithmetic = add(base, summed, coefficient)
 
     candidates = tall_masks(base, fine_tuned, lambdas=LAMBDAS)
     selections = {threshold: candidates.select(threshold) for threshold in LAMBDAS}
+
+    def masked(masks: PackedMasks, name: str) -> StateDict:
+        return cast(StateDict, masks.apply(name, base, summed))
+
     chosen = {}
     for name in TASKS:
 
         def validation_accuracy(threshold: float, name: str = name) -> float:
-            masked = selections[threshold].apply(name, base, summed)
-            return experiment.score(masked, name, digits.validation)
+            state = masked(selections[threshold], name)
+            return experiment.score(state, name, digits.validation)
 
         # max keeps the first of equals, so ties go to the smallest λ.
         chosen[name] = max(LAMBDAS, key=validation_accuracy)
@@ -227,7 +222,7 @@ def run(digits: Digits, settings: Settings, advance: Advance) -> dict[str, Any]:
         "base": lambda name: base,
         "single": lambda name: fine_tuned[name],
         "task_arithmetic": lambda name: arithmetic,
-        "masked": lambda name: masks.apply(name, base, summed),
+        "masked": lambda name: masked(masks, name),
     }
     parameters = sum(tensor.numel() for tensor in base.values())
     tasks: list[dict[str, Any]] = []
