@@ -25,6 +25,20 @@ constexpr std::int64_t kWarpRowBytes = 4096;
 constexpr int kWarpBlock = 128;
 constexpr int kBlock = 256;
 
+// Threads of a block whose rows take kThreads each.
+template <int kThreads>
+constexpr int kBlockThreads = kThreads == kWarpSize ? kWarpBlock : kThreads;
+
+// Blocks that must fit on a multiprocessor, which bounds the registers of a thread: 64 for float,
+// 80 for the 16-bit types (eight elements a load), 128 for double. Left to itself the compiler
+// holds all of them to 64 and spills.
+template <class T, int kThreads>
+constexpr int kResidentBlocks = 65536 /
+                                (sizeof(T) == 4   ? 64
+                                 : sizeof(T) == 2 ? 80
+                                                  : 128) /
+                                kBlockThreads<kThreads>;
+
 template <class Acc>
 __device__ __forceinline__ Acc negative_infinity() {
   return -static_cast<Acc>(__builtin_huge_val());
@@ -236,7 +250,7 @@ __device__ __forceinline__ void for_each_row(std::int64_t rows, F&& f) {
 }
 
 template <class Policy, class T, int kThreads, TwoLogitMode kMode>
-__global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpBlock : kThreads)
+__global__ void __launch_bounds__(kBlockThreads<kThreads>, kResidentBlocks<T, kThreads>)
     two_logits_forward_kernel(const TwoLogitProblem<T> p) {
   using Acc = accumulate_t<T>;
   for_each_row<kThreads>(p.rows, [&](std::int64_t row, int thread) {
@@ -296,7 +310,7 @@ __global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpBlock : kThreads)
 }
 
 template <class Policy, class T, int kThreads>
-__global__ void __launch_bounds__(kThreads == kWarpSize ? kWarpBlock : kThreads)
+__global__ void __launch_bounds__(kBlockThreads<kThreads>, kResidentBlocks<T, kThreads>)
     two_logits_backward_kernel(const TwoLogitProblem<T> p) {
   using Acc = accumulate_t<T>;
   for_each_row<kThreads>(p.rows, [&](std::int64_t row, int thread) {
