@@ -36,7 +36,10 @@ def bench(
         Path | None, typer.Option("--plot", help="Draw the speedups (.svg, .png or .pdf).")
     ] = None,
 ) -> None:
-    """Time the operators against eager PyTorch, torch.compile and public peers."""
+    """Time the operators against eager PyTorch, torch.compile and public peers.
+
+    In a checkout, a complete run without --json writes benchmarks/results/<machine>.json.
+    """
     check_device(device)
     benchmarks = load_benchmarks()
     try:
@@ -55,6 +58,8 @@ def bench(
         except (MissingMatplotlib, ValueError) as error:
             raise CommandError(f"--plot: {error}") from error
         _check_writable(plot_path)
+    if json_path is None and not (family or quick):
+        json_path = _results_folder(benchmarks)
     to_stdout = json_path is not None and str(json_path) == "-"
     if json_path is not None and not to_stdout:
         _check_writable(json_path)
@@ -94,6 +99,12 @@ def load_benchmarks() -> ModuleType:
     # As an import would have done.
     sys.modules["robustcore"].benchmarks = module  # type: ignore[attr-defined]
     return module
+
+
+def _results_folder(benchmarks: ModuleType) -> Path | None:
+    """Where a checkout keeps its results; None for an installed copy."""
+    folder = Path(str(benchmarks.__file__)).resolve().parent
+    return folder / "results" if (folder.parent / "pyproject.toml").is_file() else None
 
 
 def _is_folder(path: Path) -> bool:
