@@ -23,7 +23,7 @@ _MADV_HUGEPAGE = 14
 
 def probe_source(device: str) -> torch.Tensor:
     """What the probes read: far larger than any cache."""
-    numel = (64 << 20) if device == "cpu" else (256 << 20)
+    numel = (32 << 20) if device == "cpu" else (256 << 20)
     return torch.ones(numel, dtype=torch.float32, device=device)
 
 

@@ -1,10 +1,10 @@
 """The logic of the harness. Nothing here asserts a time."""
 
 import gc
-import time
 
 import pytest
 
+from robustcore.benchmarks import timing
 from robustcore.benchmarks.timing import Clock, TimingPlan, summarize, take_turns
 
 
@@ -23,53 +23,59 @@ def test_one_sample_is_its_own_median():
     assert set(summarize([2.0]).values()) == {2.0}
 
 
-def recorded(plan, contestants=2):
-    order = []
-    calls = [lambda k, i=i: order.append((i, k)) for i in range(contestants)]
-    return order, take_turns(calls, plan, Clock("cpu"))
+@pytest.fixture
+def turns(monkeypatch):
+    """Runs contestants that are said to last so long, and tells in which order they were called."""
+
+    def run(seconds, plan):
+        order = []
+
+        def guess(call, at_least, clock):
+            call()
+            return seconds[order[-1][0]]
+
+        monkeypatch.setattr(timing, "_seconds_of_one", guess)
+        calls = [lambda k, i=i: order.append((i, k)) for i in range(len(seconds))]
+        measurements = take_turns(calls, plan, Clock("cpu"))
+        return order[: len(seconds)], order[len(seconds) :], measurements
+
+    return run
 
 
-def test_contestants_take_turns():
-    order, measurements = recorded(
-        TimingPlan(seconds=0.0, block_seconds=0.0, least_samples=4, most_samples=4)
-    )
-    measured = [i for i, _ in order[2:]]  # the first call of each finds the length of a block
-    assert measured == [0, 1] * 4
-    assert [len(m.samples) for m in measurements] == [4, 4]
+PLAN = TimingPlan(seconds=1.0, block_seconds=0.01, least_samples=3, most_samples=8)
 
 
-def test_every_call_gets_the_next_input_set():
-    order, _ = recorded(TimingPlan(0.0, 0.0, 3, 3), contestants=3)
-    assert [k for _, k in order] == list(range(1, len(order) + 1))
+def test_contestants_take_turns(turns):
+    first, measured, measurements = turns([0.2, 0.2], PLAN)
+    assert [i for i, _ in first] == [0, 1]
+    assert [i for i, _ in measured] == [0, 1] * 5
+    assert [len(m.samples) for m in measurements] == [5, 5]
 
 
-def test_a_slow_contestant_skips_turns_evenly():
-    order = []
-
-    def fast(k):
-        order.append("fast")
-
-    def slow(k):
-        order.append("slow")
-        time.sleep(0.02)
-
-    plan = TimingPlan(seconds=0.0, block_seconds=0.0, least_samples=2, most_samples=2)
-    take_turns([fast, slow], plan, Clock("cpu"))
-    assert order[2:] == ["fast", "slow"] * 2
-
-    order.clear()
-    # The fast one can afford the most samples, the slow one only the least.
-    plan = TimingPlan(seconds=0.01, block_seconds=0.0, least_samples=2, most_samples=8)
-    take_turns([fast, slow], plan, Clock("cpu"))
-    turns = order[2:]
-    assert turns.count("slow") == 2
-    fast_between = [len(part) for part in "".join(t[0] for t in turns).split("s")]
-    assert fast_between[0] == fast_between[1] == turns.count("fast") / 2
+def test_every_call_gets_the_next_input_set(turns):
+    first, measured, _ = turns([0.2, 0.3, 0.1], PLAN)
+    order = [k for _, k in first + measured]
+    assert order == list(range(1, len(order) + 1))
 
 
-def test_short_calls_are_measured_in_blocks():
-    _, measurements = recorded(TimingPlan(0.0, 0.002, 1, 1))
-    assert all(m.calls_per_sample > 10 for m in measurements)
+def test_slow_contestants_skip_turns_evenly(turns):
+    _, measured, measurements = turns([0.1, 0.25], PLAN)
+    order = "".join("fs"[i] for i, _ in measured)
+    assert order == "ffsffsffsffs"
+    assert [len(m.samples) for m in measurements] == [8, 4]
+
+
+def test_where_a_call_takes_longer_than_all_the_time_the_first_one_counts(turns):
+    _, measured, measurements = turns([5.0], PLAN)
+    assert len(measured) == 2
+    assert measurements[0].samples[0] == 5.0
+    assert len(measurements[0].samples) == 3
+
+
+def test_short_calls_run_in_blocks(turns):
+    _, measured, (measurement,) = turns([0.001], PLAN)
+    assert measurement.calls_per_sample == 10
+    assert len(measured) == 10 * 8
 
 
 def test_garbage_collection_is_on_again_after_an_error():

@@ -127,7 +127,8 @@ def test_selftest_passes_for_every_operator(run, case):
     assert len(report["results"]) == len(case.rtol)
 
 
-def test_bench_writes_a_report(run, monkeypatch, tmp_path):
+@pytest.fixture
+def tiny_benchmark(monkeypatch):
     from robustcore.cli.bench import load_benchmarks
 
     load_benchmarks()
@@ -137,6 +138,9 @@ def test_bench_writes_a_report(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr("robustcore.benchmarks.select_benchmarks", lambda *_: [Doubling()])
     monkeypatch.setattr(runner, "probe_source", lambda device: torch.ones(1024))
+
+
+def test_bench_writes_a_report(run, tiny_benchmark, tmp_path):
     code, out = run("bench", "--quick", "--json", str(tmp_path))
     assert code == 0
     assert "MISS" in out
@@ -145,3 +149,27 @@ def test_bench_writes_a_report(run, monkeypatch, tmp_path):
     code, out = run("bench", "--quick", "--json", "-")
     assert code == 0
     assert len(json.loads(out)["rows"]) == 4
+
+
+def test_only_a_complete_run_in_a_checkout_writes_by_itself(
+    run, tiny_benchmark, monkeypatch, tmp_path
+):
+    folder = tmp_path / "results"
+    monkeypatch.setattr("robustcore.cli.bench._results_folder", lambda benchmarks: folder)
+    assert run("bench", "--quick")[0] == 0
+    monkeypatch.setattr("robustcore.benchmarks.runner.extra_bytes_cpu", lambda *_: {})
+    assert run("bench", "fake")[0] == 0
+    assert not folder.exists()
+    assert run("bench")[0] == 0
+    (path,) = folder.iterdir()
+    assert json.loads(path.read_text())["quick"] is False
+
+
+def test_the_results_folder_is_the_checkouts():
+    from robustcore.cli.bench import _results_folder, load_benchmarks
+
+    benchmarks = load_benchmarks()
+    folder = _results_folder(benchmarks)
+    assert folder is None or folder.parent.name == "benchmarks"
+    benchmarks_of_a_wheel = type("module", (), {"__file__": "/somewhere/robustcore/x.py"})
+    assert _results_folder(benchmarks_of_a_wheel) is None

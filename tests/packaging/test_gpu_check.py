@@ -1,4 +1,4 @@
-"""tools/gpu_check.sh on a machine that only pretends: it must tell what fails and what cannot run."""
+"""tools/gpu_check.sh on a machine that only pretends: it must tell what fails."""
 
 import shutil
 import subprocess

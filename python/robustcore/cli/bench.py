@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .output import CommandError, check_device, console, error_console
+from .output import CommandError, check_device, console, error_console, print_json, progress
 
 __all__ = ["bench", "load_benchmarks"]
 
@@ -36,53 +36,37 @@ def bench(
         Path | None, typer.Option("--plot", help="Draw the speedups (.svg, .png or .pdf).")
     ] = None,
 ) -> None:
-    """Time the operators against eager PyTorch, torch.compile and public peers."""
+    """Time the operators against eager PyTorch, torch.compile and public peers.
+
+    In a checkout, a complete run without --json writes benchmarks/results/<machine>.json.
+    """
     check_device(device)
     benchmarks = load_benchmarks()
     try:
         selected = benchmarks.select_benchmarks(family, operator)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    # Checked now, not after six minutes of measuring.
-    _check_writable(plot_path)
-    if json_path is not None and str(json_path) != "-":
-        _check_writable(json_path)
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from robustcore.benchmarks.machine import result_file_name
     from robustcore.benchmarks.plots import MissingMatplotlib, check_matplotlib, plot_report
     from robustcore.benchmarks.report import finite, write_report
     from robustcore.benchmarks.tables import print_report
 
+    # All of this is checked now, not after minutes of measuring.
     if plot_path is not None:
         try:
             check_matplotlib(plot_path)
         except (MissingMatplotlib, ValueError) as error:
             raise CommandError(f"--plot: {error}") from error
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=error_console(), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-        report = benchmarks.run_benchmarks(
-            selected,
-            benchmarks.Settings(
-                device,
-                quick,
-                lambda name, done, total: progress.update(
-                    task, description=name, completed=done, total=total
-                ),
-            ),
-        )
+        _check_writable(plot_path)
+    if json_path is None and not (family or quick):
+        json_path = _results_folder(benchmarks)
     to_stdout = json_path is not None and str(json_path) == "-"
+    if json_path is not None and not to_stdout:
+        _check_writable(json_path)
+    with progress(lines=True) as step:
+        report = benchmarks.run_benchmarks(selected, benchmarks.Settings(device, quick, step))
     print_report(report, error_console() if to_stdout else console())
     if to_stdout:
-        from .output import print_json
-
         print_json(finite(report))
     elif json_path is not None:
         if _is_folder(json_path):
@@ -117,13 +101,17 @@ def load_benchmarks() -> ModuleType:
     return module
 
 
+def _results_folder(benchmarks: ModuleType) -> Path | None:
+    """Where a checkout keeps its results; None for an installed copy."""
+    folder = Path(str(benchmarks.__file__)).resolve().parent
+    return folder / "results" if (folder.parent / "pyproject.toml").is_file() else None
+
+
 def _is_folder(path: Path) -> bool:
     return path.is_dir() or not path.suffix
 
 
-def _check_writable(path: Path | None) -> None:
-    if path is None:
-        return
+def _check_writable(path: Path) -> None:
     try:
         if _is_folder(path):
             path.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 
-__all__ = ["CommandError", "check_device", "console", "error_console", "print_json", "write_json"]
+__all__ = [
+    "CommandError",
+    "check_device",
+    "console",
+    "error_console",
+    "print_json",
+    "progress",
+]
 
 
 class CommandError(Exception):
@@ -33,22 +41,36 @@ def error_console() -> Console:
     return _Console(file=sys.stderr, highlight=False)
 
 
+@contextlib.contextmanager
+def progress(*, lines: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives ``report(what, done, total)``, which draws a progress bar on stderr.
+
+    Args:
+        lines: Where stderr is no terminal, print a line for each step; otherwise nothing.
+    """
+    output = error_console()
+    if not output.is_terminal:
+
+        def print_line(what: str, done: int, total: int) -> None:
+            if lines:
+                print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
+
+        yield print_line
+        return
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=output, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )
+
+
 def print_json(value: Any) -> None:
     """Prints JSON on stdout, unwrapped and without colours."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Writes JSON into a file.
-
-    Raises:
-        CommandError: If the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from error
 
 
 def check_device(device: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import CommandError, check_device, console, error_console, print_json
+from .output import CommandError, check_device, console, print_json, progress
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ def selftest(
 
     Exit code 1 if anything differs by more than its tolerance.
     """
-    from rich.progress import Progress
-
     from ..testing import operators
 
     check_device(device)
@@ -41,16 +39,8 @@ def selftest(
         cases = list(operators(family, operator))
     except ValueError as error:
         raise CommandError(str(error)) from error
-    with Progress(console=error_console(), transient=True) as progress:
-        task = progress.add_task("comparing")
-        results = run_selftest(
-            cases,
-            device,
-            lambda name, done, total: progress.update(
-                task, description=name, completed=done, total=total
-            ),
-            dtype,
-        )
+    with progress() as report:
+        results = run_selftest(cases, device, report, dtype)
     failed = [result for result in results if not result["passed"]]
     if as_json:
         print_json({"device": device, "passed": not failed, "results": results})
@@ -63,7 +53,7 @@ def selftest(
 def run_selftest(
     cases: Sequence[OperatorCase],
     device: str,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    report: Callable[[str, int, int], None] = lambda name, done, total: None,
     only_dtype: str | None = None,
 ) -> list[dict[str, Any]]:
     """One result for each operator and dtype; an operator without a kernel there is left out.
@@ -83,9 +73,9 @@ def run_selftest(
     ]
     results = []
     for done, (case, dtype) in enumerate(work):
-        progress(f"{case.qualified_name} {_name(dtype)}", done, len(work))
+        report(f"{case.qualified_name} {_name(dtype)}", done, len(work))
         results.append(_check(case, dtype, device))
-    progress("done", len(work), len(work))
+    report("done", len(work), len(work))
     return results
 
 
