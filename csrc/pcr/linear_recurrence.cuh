@@ -2,28 +2,32 @@
 // linear_recurrence.h) and a few steps of each, which its threads keep in registers. Two kernels:
 //
 //   rows     many lanes: each warp walks its lanes from the first step to the last.
-//   chained  few lanes, long sequences: the steps are cut into chunks that different blocks take. All
+//   chained  few lanes, long sequences: the steps are cut into chunks that different blocks take.
+//   All
 //            of a block's loads are on their way before it waits for the carry of the chunk before;
 //            then its warps run one after another, and the carry goes on. Every word is read and
-//            written once, and the steps are taken in their own order, so that the bits are those of
-//            the rows kernel and of a plain loop: no products of gates, which could overflow.
+//            written once, and the steps are taken in their own order, so that the bits are those
+//            of the rows kernel and of a plain loop: no products of gates, which could overflow.
 //
 // Both serve the forward and the backward pass, which differ in the Steps they are given.
 //
 // How carries travel between blocks, and why that cannot go wrong:
 //
-// - What a block writes for the next one is one 64-bit word per lane: 32 bits of the carry and a flag
+// - What a block writes for the next one is one 64-bit word per lane: 32 bits of the carry and a
+// flag
 //   (two such words for a double). A naturally aligned 64-bit atomic operation is single: a reader
-//   that sees the flag has the value that came with it in the same word. So nothing has to be ordered
-//   between two addresses, and relaxed atomics at device scope, which is what CUDA's are, suffice; no
-//   fence is needed, because no block reads anything else that another one wrote. Atomics are performed
-//   in the L2 cache, so a stale line in an L1 cache cannot be seen forever.
-// - A block's chunk is not its blockIdx but a ticket: the number of blocks that had begun before it.
-//   Tickets go through the chunks in order, so the chunk that a block waits for belongs to a smaller
-//   ticket, which a block holds that is running (or has ended): blocks, once begun, are not put aside
-//   for others. By induction over tickets every wait ends, however few blocks fit on the device and in
-//   whatever order they begin.
-// - The ticket counter and the words must be zero at the launch; the workspace is used for one launch.
+//   that sees the flag has the value that came with it in the same word. So nothing has to be
+//   ordered between two addresses, and relaxed atomics at device scope, which is what CUDA's are,
+//   suffice; no fence is needed, because no block reads anything else that another one wrote.
+//   Atomics are performed in the L2 cache, so a stale line in an L1 cache cannot be seen forever.
+// - A block's chunk is not its blockIdx but a ticket: the number of blocks that had begun before
+// it.
+//   Tickets go through the chunks in order, so the chunk that a block waits for belongs to a
+//   smaller ticket, which a block holds that is running (or has ended): blocks, once begun, are not
+//   put aside for others. By induction over tickets every wait ends, however few blocks fit on the
+//   device and in whatever order they begin.
+// - The ticket counter and the words must be zero at the launch; the workspace is used for one
+// launch.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +47,8 @@ inline constexpr int kChainWarps = 10;  // of the chained one: a chunk is kChain
 template <class Acc>
 inline constexpr int kSteps = sizeof(Acc) == 8 ? 8 : 16;
 
-// Shared memory of a warp, through which lanes that lie along memory are transposed. One column more
-// than there are steps, so that neither direction meets its own banks.
+// Shared memory of a warp, through which lanes that lie along memory are transposed. One column
+// more than there are steps, so that neither direction meets its own banks.
 template <class Acc>
 inline constexpr int kStaging = kWarp * (kSteps<Acc> + 1);
 
@@ -75,7 +79,8 @@ struct Place {
   }
 };
 
-// Of kSteps steps from `first` on, those in [begin, end) are in [0, length); `first` is at least -1.
+// Of kSteps steps from `first` on, those in [begin, end) are in [0, length); `first` is at least
+// -1.
 template <class Acc>
 struct StepRange {
   int begin, end;
@@ -89,8 +94,8 @@ struct StepRange {
 };
 
 // values[j] = the lane's step `first + j` of the view; 0 outside of [0, length).
-// All threads of a warp call it together. Where time is what lies side by side in memory, a warp reads
-// runs of steps and transposes them in `staging`.
+// All threads of a warp call it together. Where time is what lies side by side in memory, a warp
+// reads runs of steps and transposes them in `staging`.
 template <class T, class Acc>
 __device__ __forceinline__ void load_steps(const SequenceView<const T>& view, const Place& place,
                                            int64_t first, int64_t length, Acc* staging,
@@ -169,8 +174,8 @@ __device__ __forceinline__ Acc run_steps(const Acc (&a)[kSteps<Acc>], Acc (&x)[k
   return carry;
 }
 
-// Both kinds of Steps: load() what is needed to run, run() from a carry to a carry, store() results.
-// start() is the carry before the first step, finish() gets the one after the last.
+// Both kinds of Steps: load() what is needed to run, run() from a carry to a carry, store()
+// results. start() is the carry before the first step, finish() gets the one after the last.
 
 template <class T>
 struct ForwardSteps {
@@ -224,7 +229,8 @@ struct BackwardSteps {
     const Acc initial = p.initial && place.exists() ? p.initial[place.lane] : Acc(0);
 #pragma unroll
     for (int j = 0; j < kSteps<Acc>; ++j) {
-      // Without an initial state the first gate is not used: 0, even where the gradient is not finite.
+      // Without an initial state the first gate is not used: 0, even where the gradient is not
+      // finite.
       const Acc product = gradient[j] * (j == last ? initial : a[j]);
       a[j] = j == last && !p.initial ? Acc(0) : product;
     }
@@ -358,14 +364,14 @@ int64_t linear_recurrence_chain_words(const Problem& p) {
   return 1 + chunks<Acc>(p.length) * p.outer * p.inner * kWordsPerCarry<Acc>;
 }
 
-// The same where that kernel should run; 0 where there are lanes enough to fill the device, or so few
-// steps that chunks would only wait for one another.
+// The same where that kernel should run; 0 where there are lanes enough to fill the device, or so
+// few steps that chunks would only wait for one another.
 template <class Problem>
 int64_t linear_recurrence_workspace(const Problem& p) {
   using namespace linear_recurrence_cuda;
-  constexpr int64_t kManyLanes = 32768, kFewChunks = 2;
-  const bool rows = p.outer * p.inner >= kManyLanes ||
-                    chunks<typename Problem::Acc>(p.length) <= kFewChunks;
+  constexpr int64_t kManyLanes = 65536, kFewChunks = 2;
+  const bool rows =
+      p.outer * p.inner >= kManyLanes || chunks<typename Problem::Acc>(p.length) <= kFewChunks;
   return rows ? 0 : linear_recurrence_chain_words(p);
 }
 

@@ -1,11 +1,11 @@
-// CPU kernels of linear_recurrence. Every lane is computed in the order of its steps, so how lanes are
-// grouped and shared among threads never changes a bit.
+// CPU kernels of linear_recurrence. Every lane is computed in the order of its steps, so how lanes
+// are grouped and shared among threads never changes a bit.
 //
-// Two ways to walk. Where neighbouring channels lie side by side in memory, a tile of channels advances
-// one step at a time, vectorised over the channels, all tensors being read and written as streams.
-// Otherwise (time last, sliced channels, a transposed layout) a few lanes take a block of time into the
-// L1 cache, each lane's steps vectorised where they are copied, and the lanes' chains of dependent steps
-// run side by side.
+// Two ways to walk. Where neighbouring channels lie side by side in memory, a tile of channels
+// advances one step at a time, vectorised over the channels, all tensors being read and written as
+// streams. Otherwise (time last, sliced channels, a transposed layout) a few lanes take a block of
+// time into the L1 cache, each lane's steps vectorised where they are copied, and the lanes' chains
+// of dependent steps run side by side.
 #include <algorithm>
 #include <cstring>
 
@@ -20,8 +20,8 @@ namespace {
 constexpr int64_t kMaximumTile = 1024;
 constexpr int64_t kMinimumTile = 32;
 
-// Channels per tile: at most what keeps the carry in the L1 cache, fewer where that makes work for more
-// threads.
+// Channels per tile: at most what keeps the carry in the L1 cache, fewer where that makes work for
+// more threads.
 int64_t channel_tile(int64_t outer, int64_t inner) {
   constexpr int64_t kWantedTiles = 8;
   const int64_t tiles_per_row = (kWantedTiles + outer - 1) / outer;
@@ -32,7 +32,8 @@ int64_t channel_tile(int64_t outer, int64_t inner) {
 
 // carry[c] = a[c] carry[c] + x[c], for a stride of 1 or 0 in each of a and x.
 template <class T, class Acc>
-RC_INLINE void advance(Acc* RC_RESTRICT carry, const T* RC_RESTRICT a, int64_t a_stride,
+RC_INLINE void advance(Acc*
+RC_RESTRICT carry, const T* RC_RESTRICT a, int64_t a_stride,
                        const T* RC_RESTRICT x, int64_t x_stride, int64_t width) {
   if (a_stride != 0 && x_stride != 0) {
     RC_SIMD for (int64_t c = 0; c < width; ++c) {

@@ -1,5 +1,5 @@
-// What the CPU and CUDA registrations of linear_recurrence share: checks, output tensors and the step
-// from tensors of any number of dimensions to (outer, time, inner) views.
+// What the CPU and CUDA registrations of linear_recurrence share: checks, output tensors and the
+// step from tensors of any number of dimensions to (outer, time, inner) views.
 #pragma once
 
 #include <optional>
@@ -17,8 +17,8 @@ struct SequenceShape {
 
   SequenceShape(const char* op, const Tensor& tensor, int64_t time_dim) {
     const int64_t dims = tensor.dim();
-    RC_CHECK(time_dim < 0 && time_dim >= -dims, op, ": time_dim must be in [-", dims,
-             ", -1], got ", time_dim);
+    RC_CHECK(time_dim < 0 && time_dim >= -dims, op, ": time_dim must be in [-", dims, ", -1], got ",
+             time_dim);
     const int64_t at = dims + time_dim;
     for (int64_t d = 0; d < at; ++d) outer *= tensor.size(d);
     length = tensor.size(at);
@@ -85,7 +85,8 @@ inline void check_sequences(const char* op, const char* name, const Tensor& tens
   }
 }
 
-// The initial state, checked and contiguous: the shape of `like` without time, the dtype of the carry.
+// The initial state, checked and contiguous: the shape of `like` without time, the dtype of the
+// carry.
 inline std::optional<Tensor> initial_state(const char* op, const std::optional<Tensor>& initial,
                                            const Tensor& like, const SequenceShape& shape) {
   if (!initial) return std::nullopt;
@@ -125,10 +126,12 @@ Tensor linear_recurrence_forward(const Tensor& a, const Tensor& x,
 
 // The same for the backward problem; gradients that are not wanted are empty tensors.
 template <class Run>
-std::tuple<Tensor, Tensor, Tensor> linear_recurrence_gradients(
-    const Tensor& grad, const Tensor& a, const std::optional<Tensor>& states,
-    const std::optional<Tensor>& initial, int64_t time_dim, bool reverse, bool needs_a,
-    bool needs_x, bool needs_initial, Run&& run) {
+std::tuple<Tensor, Tensor, Tensor> linear_recurrence_gradients(const Tensor& grad, const Tensor& a,
+                                                               const std::optional<Tensor>& states,
+                                                               const std::optional<Tensor>& initial,
+                                                               int64_t time_dim, bool reverse,
+                                                               bool needs_a, bool needs_x,
+                                                               bool needs_initial, Run&& run) {
   constexpr const char* kOp = "linear_recurrence_backward";
   check_floating(kOp, "grad", grad);
   check_sequences(kOp, "a", a, grad);

@@ -61,8 +61,9 @@ def linear_recurrence(
     when it is stored, not in the carry (its gradient for ``a`` uses the stored one). Steps are
     taken one after another, never regrouped, so that nothing overflows that the plain loop keeps
     finite, and the error is that of the loop; multiply and add are fused where the processor can,
-    so the bits may differ from those of separate PyTorch operations. NaN and infinities reach later steps of
-    their own channel, and nothing else. A gate of zero resets the state, unless that is not finite.
+    so the bits may differ from those of separate PyTorch operations. NaN and infinities reach later
+    steps of their own channel, and nothing else. A gate of zero resets the state, unless that is
+    not finite.
 
     Determinism: the same bits in every run and for any number of threads.
 

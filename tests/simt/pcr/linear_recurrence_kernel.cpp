@@ -1,4 +1,5 @@
-// Cases of pcr/linear_recurrence.cuh. Views come as strides in elements and an offset of their first step.
+// Cases of pcr/linear_recurrence.cuh. Views come as strides in elements and an offset of their
+// first step.
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -96,11 +97,11 @@ RC_SIMT_CHECK(linear_recurrence) {
       LinearRecurrenceProblem<float> sizes;
       sizes.outer = outer, sizes.length = length, sizes.inner = inner;
       std::vector<uint64_t> workspace(linear_recurrence_chain_words(sizes));
-      simt::NamedValues values{{"a", simt::array(a)},       {"x", simt::array(x)},
-                               {"initial", {}},             {"states", simt::array(states)},
-                               {"outer", outer},            {"length", length},
-                               {"inner", inner},
-                               {"workspace", chained ? simt::array(workspace) : simt::Value{}}};
+      simt::NamedValues values{
+          {"a", simt::array(a)}, {"x", simt::array(x)},
+          {"initial", {}},       {"states", simt::array(states)},
+          {"outer", outer},      {"length", length},
+          {"inner", inner},      {"workspace", chained ? simt::array(workspace) : simt::Value{}}};
       for (const char* name : {"a", "x", "states"}) {
         values.emplace_back(std::string(name) + "_offset", int64_t{0});
         values.emplace_back(std::string(name) + "_outer", length * inner);

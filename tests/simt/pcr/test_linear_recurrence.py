@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference.pcr import linear_recurrence as reference
-from simt.harness import Executor
 
-# Tails of the 32 lanes of a warp, of the 4 warps of a block, of the 16 (float64: 8) steps of a warp and
-# the 160 (80) of a chunk.
+# Tails of the 32 lanes of a warp, of the 4 warps of a block, of the 16 (float64: 8) steps of a warp
+# and the 160 (80) of a chunk.
 SHAPES = [
     (1, 1, 1),
     (1, 15, 31),
