@@ -14,7 +14,7 @@ import torch
 from . import _C as core
 from ._errors import translated
 
-__all__ = ["Operator", "core", "functorch_active"]
+__all__ = ["Operator", "core", "direct_apply", "functorch_active"]
 
 functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # Straight to the kernel: the Autograd key would only find out again what is known already.
@@ -55,16 +55,15 @@ class Operator:
         self._fold = fold
         if fold is not None:
             torch.library.register_vmap(qualified, self._vmap)
+        self._function: Any = None
         if backward is None:
-            self._function = None
             return
+        assert setup_context is not None, f"{name}: backward needs setup_context"
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
         self._function = _autograd_function(
             name, self.raw, setup_context, backward, None if fold is None else self._vmap
         )
-        # What torch.autograd.Function.apply does beside this serves functorch, and costs 30 µs: it
-        # binds the arguments to the signature of forward() by inspection, at every call.
-        self._apply = super(torch.autograd.Function, self._function).apply
+        self._apply = direct_apply(self._function)
 
     def _vmap(self, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         assert self._fold is not None
@@ -83,6 +82,15 @@ class Operator:
                 return self.raw(*args)
 
 
+def direct_apply(function: Any) -> Callable[..., Any]:
+    """``function.apply`` for eager mode.
+
+    What :meth:`torch.autograd.Function.apply` does beside this serves functorch, and costs 30 µs: it
+    binds the arguments to the signature of ``forward`` by inspection, at every call.
+    """
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:
     return any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
 
@@ -90,7 +98,7 @@ def _any_requires_grad(args: tuple[Any, ...]) -> bool:
 def _autograd_function(
     name: str,
     raw: Callable[..., Any],
-    setup_context: Callable[..., None] | None,
+    setup_context: Callable[..., None],
     backward: Callable[..., Any],
     vmap: Callable[..., tuple[Any, Any]] | None,
 ) -> Any:

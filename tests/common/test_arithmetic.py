@@ -11,7 +11,7 @@ testing = core.testing
 # Every 1009th float32 there is: all exponents, both signs, subnormals, infinities and NaNs.
 SAMPLED = np.arange(0, 2**32, 1009, dtype=np.uint64).astype(np.uint32).view(np.float32)
 SPECIAL = np.array(
-    [0.0, -0.0, np.inf, -np.inf, np.nan, 88.72283, 88.72284, 89.0, 1e4, -87.3, -103.9, -104.0, -1e4],
+    [0.0, -0.0, np.inf, -np.inf, np.nan, 88.72283, 88.72284, 89, 1e4, -87.3, -103.9, -104, -1e4],
     np.float32,
 )
 EVERY_16_BIT = np.arange(2**16, dtype=np.uint16)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .._library import Operator
+from .._library import Operator, direct_apply
 
 __all__ = ["backward_operator", "forward_operator", "gradient_in_forward", "scores_operator"]
 
@@ -141,7 +141,7 @@ def _second_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         return torch.func.vjp(loss, *inputs)[1](grad_loss)
 
     inputs = (prediction, noise, gate, *((sample_weight,) if weighted else ()))
-    results, vjp = torch.func.vjp(gradients, grad_loss, *inputs)
+    results, vjp, *_ = torch.func.vjp(gradients, grad_loss, *inputs)
     by_input = vjp(
         tuple(
             cotangent if want else torch.zeros_like(result)
@@ -211,7 +211,7 @@ class _GradientInForward(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         needs = ctx.needs_input_grad
         if gradients is None or torch.is_grad_enabled():
@@ -239,5 +239,4 @@ class _GradientInForward(torch.autograd.Function):
         )
 
 
-# Past torch.autograd.Function.apply, which only serves functorch beside this (see _library.py).
-gradient_in_forward = super(torch.autograd.Function, _GradientInForward).apply
+gradient_in_forward = direct_apply(_GradientInForward)
