@@ -85,10 +85,10 @@ class Operator:
 def direct_apply(function: Any) -> Callable[..., Any]:
     """``function.apply`` for eager mode.
 
-    What :meth:`torch.autograd.Function.apply` does beside this serves functorch, and costs 30 µs: it
-    binds the arguments to the signature of ``forward`` by inspection, at every call.
+    What :meth:`torch.autograd.Function.apply` does beside this serves functorch, and costs 30 µs:
+    it binds the arguments to the signature of ``forward`` by inspection, at every call.
     """
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return super(torch.autograd.Function, function).apply
 
 
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:
