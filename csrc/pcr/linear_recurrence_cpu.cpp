@@ -169,8 +169,8 @@ void for_each_tile(const Problem& p, const Tile& tile) {
 
 // --- lanes anywhere
 
-// Chains that run side by side, enough to hide most of a step's latency behind loads and stores, and the
-// steps of a block: long runs, so that the processor's prefetching pays.
+// Chains that run side by side, enough to hide most of a step's latency behind loads and stores, and
+// the steps of a block: long runs, so that the processor's prefetching pays.
 constexpr int kLanes = 4;
 constexpr int kBlock = 512;
 
@@ -203,7 +203,7 @@ RC_INLINE void store_run(T* RC_RESTRICT to, const Acc* RC_RESTRICT from, int64_t
   }
 }
 
-// x becomes the states, lane by lane. Lanes that do not exist compute on whatever their block holds.
+// x becomes the states, lane by lane. Lanes that do not exist compute on what their block holds.
 template <class Acc>
 RC_INLINE void run_chains(const Acc (*a)[kBlock], Acc (*x)[kBlock], Acc* carry, int64_t count) {
   Acc h[kLanes];
@@ -282,7 +282,7 @@ RC_TARGET_CLONES void backward_lanes(const LinearRecurrenceGradientProblem<T>& p
                p.states.time, at_end ? steps - 1 : steps);
       if (at_end) before[steps - 1] = p.initial ? p.initial[lane + l] : Acc(0);
       RC_SIMD for (int64_t i = 0; i < steps; ++i) grad[l][i] *= before[i];
-      // Without an initial state the first gate is not used, whatever its gradient is multiplied by.
+      // Without an initial state the first gate is not used: 0, even where G is not finite.
       if (at_end && !p.initial) grad[l][steps - 1] = Acc(0);
       store_run(lane_start(p.grad_a, lane + l, p.inner) + start * p.grad_a.time, grad[l],
                 p.grad_a.time, steps);
