@@ -41,4 +41,12 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "linear_recurrence_backward(Tensor grad, Tensor a, Tensor? states, Tensor? initial, "
       "int time_dim, bool reverse, bool needs_a, bool needs_x, bool needs_initial) -> "
       "(Tensor, Tensor, Tensor)");
+  // --- merging
+  // Lists are models: tensors in the order of their sorted names. base: [tensors]; finetuned:
+  // [tasks * tensors], task by task; merged: [tensors] in the type of computation, or empty; lambdas
+  // ascending. Results: codes int64 [tasks, planes, words], where bit i of word w of plane b is bit b of
+  // the number of lambdas that parameter 64 w + i passes; counts int64 [tasks, lambdas].
+  m.def(
+      "tall_masks(Tensor[] base, Tensor[] finetuned, Tensor[] merged, int tasks, "
+      "float[] lambdas, bool strict) -> (Tensor, Tensor)");
 }
