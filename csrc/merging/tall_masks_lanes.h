@@ -1,4 +1,4 @@
-// Packs the codes of a run of parameters of one task, 64 at a time: one function per instruction set, and
+// Packs the codes of a run of parameters of all tasks, 64 at a time: one function per instruction set, and
 // the choice between them. Host only, no torch.
 #pragma once
 
@@ -15,27 +15,38 @@
 
 namespace robustcore::lanes {
 
-// Writes bit b of parameter i's code to bit i % 64 of planes[b * stride + i / 64]. `groups` groups of 64
-// parameters; target = base + merged task vector.
+// A run of parameters whose number is a multiple of 64.
 template <class Acc>
-using Pack = void (*)(const Acc* base, const Acc* target, const Acc* finetuned, int64_t groups,
-                      const LambdaTable<Acc>& lambdas, uint64_t* planes, int64_t stride);
+struct Run {
+  const Acc* base;
+  const Acc* target;            // base + merged task vector
+  const Acc* const* finetuned;  // one row per task
+  int64_t tasks;
+  int64_t groups;  // of 64 parameters
+  uint64_t* planes;
+  int64_t stride;  // words from one plane to the next; a task's planes follow those of the one before
+};
+
+// Writes bit b of parameter i's code for task t to bit i % 64 of
+// planes[(t * lambdas.planes + b) * stride + i / 64].
+template <class Acc>
+using Pack = void (*)(const Run<Acc>& run, const LambdaTable<Acc>& lambdas);
 
 // Any processor, any number of lambdas: counts in lanes of the type's width, then gathers the bits of 8
 // bytes with one multiplication.
 template <bool kStrict, class Acc>
-RC_TARGET_CLONES void pack_portable(const Acc* RC_RESTRICT base, const Acc* RC_RESTRICT target,
-                                    const Acc* RC_RESTRICT finetuned, int64_t groups,
-                                    const LambdaTable<Acc>& lambdas, uint64_t* RC_RESTRICT planes,
-                                    int64_t stride) {
+RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>& lambdas) {
   using Lane = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t first = group * kWordBits;
+  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
+    const Acc* RC_RESTRICT base = run.base + group * kWordBits;
+    const Acc* RC_RESTRICT target = run.target + group * kWordBits;
+    const Acc* RC_RESTRICT finetuned = run.finetuned[task] + group * kWordBits;
+    uint64_t* planes = run.planes + task * lambdas.planes * run.stride + group;
     Acc own[kWordBits], merged[kWordBits];
     Lane passed[kWordBits] = {};
     RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) {
-      own[i] = magnitude(base[first + i] - finetuned[first + i]);
-      merged[i] = magnitude(target[first + i] - finetuned[first + i]);
+      own[i] = magnitude(base[i] - finetuned[i]);
+      merged[i] = magnitude(target[i] - finetuned[i]);
     }
     for (int n = 1; n <= lambdas.count; ++n) {
       const Acc lambda = lambdas.value[n];
@@ -54,7 +65,7 @@ RC_TARGET_CLONES void pack_portable(const Acc* RC_RESTRICT base, const Acc* RC_R
         const uint64_t low = (word[j] >> b) & 0x0101010101010101u;
         plane |= ((low * 0x0102040810204080u) >> 56) << (8 * j);
       }
-      planes[b * stride + group] = plane;
+      planes[b * run.stride] = plane;
     }
   }
 }
@@ -67,21 +78,20 @@ RC_TARGET_CLONES void pack_portable(const Acc* RC_RESTRICT base, const Acc* RC_R
 // Up to 15 lambdas: the table fits one register, and each step of the bisection looks up the next lambda
 // for every lane by the code found so far.
 template <bool kStrict, int kPlanes>
-RC_AVX512 void pack_avx512(const float* base, const float* target, const float* finetuned,
-                           int64_t groups, const LambdaTable<float>& lambdas, uint64_t* planes,
-                           int64_t stride) {
+RC_AVX512 void pack_avx512(const Run<float>& run, const LambdaTable<float>& lambdas) {
   static_assert(kPlanes >= 1 && kPlanes <= 4);
   constexpr int kOrder = kStrict ? _CMP_GT_OQ : _CMP_GE_OQ;
   const __m512 sign = _mm512_set1_ps(-0.0f);
   const __m512 table = _mm512_loadu_ps(lambdas.value);
   const __m512 middle = _mm512_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
+    const float* finetuned = run.finetuned[task];
     uint64_t word[kPlanes] = {};
     for (int part = 0; part < 4; ++part) {
       const int64_t i = group * kWordBits + part * 16;
       const __m512 value = _mm512_loadu_ps(finetuned + i);
-      const __m512 own = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(base + i), value));
-      const __m512 merged = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(target + i), value));
+      const __m512 own = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.base + i), value));
+      const __m512 merged = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.target + i), value));
       __m512 lambda = middle;
       __m512i code = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -94,28 +104,28 @@ RC_AVX512 void pack_avx512(const float* base, const float* target, const float* 
         lambda = _mm512_permutexvar_ps(next, table);
       }
     }
-    for (int b = 0; b < kPlanes; ++b) planes[b * stride + group] = word[b];
+    uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
+    for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
   }
 }
 
 // The same with 8 lanes and up to 7 lambdas.
 template <bool kStrict, int kPlanes>
-RC_AVX2 void pack_avx2(const float* base, const float* target, const float* finetuned,
-                       int64_t groups, const LambdaTable<float>& lambdas, uint64_t* planes,
-                       int64_t stride) {
+RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& lambdas) {
   static_assert(kPlanes >= 1 && kPlanes <= 3);
   constexpr int kOrder = kStrict ? _CMP_GT_OQ : _CMP_GE_OQ;
   const __m256 sign = _mm256_set1_ps(-0.0f);
   const __m256 table = _mm256_loadu_ps(lambdas.value);
   const __m256 middle = _mm256_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
+    const float* finetuned = run.finetuned[task];
     uint64_t word[kPlanes] = {};
     for (int part = 0; part < 8; ++part) {
       const int64_t i = group * kWordBits + part * 8;
       const __m256 value = _mm256_loadu_ps(finetuned + i);
-      const __m256 own = _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(base + i), value));
+      const __m256 own = _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.base + i), value));
       const __m256 merged =
-          _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(target + i), value));
+          _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.target + i), value));
       __m256 lambda = middle;
       __m256i code = _mm256_setzero_si256();
 #pragma GCC unroll 3
@@ -129,7 +139,8 @@ RC_AVX2 void pack_avx2(const float* base, const float* target, const float* fine
         lambda = _mm256_permutevar8x32_ps(table, next);
       }
     }
-    for (int b = 0; b < kPlanes; ++b) planes[b * stride + group] = word[b];
+    uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
+    for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
   }
 }
 
