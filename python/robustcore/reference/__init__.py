@@ -8,3 +8,6 @@ order, and serve as the oracle of the tests, as the fallback on devices without 
 from . import losses, pcr
 
 __all__ = ["losses", "pcr"]
+from . import losses, merging
+
+__all__ = ["losses", "merging"]
