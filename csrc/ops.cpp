@@ -41,6 +41,7 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "linear_recurrence_backward(Tensor grad, Tensor a, Tensor? states, Tensor? initial, "
       "int time_dim, bool reverse, bool needs_a, bool needs_x, bool needs_initial) -> "
       "(Tensor, Tensor, Tensor)");
+
   // --- merging
   // Lists are models: tensors in the order of their sorted names. base: [tensors]; finetuned:
   // [tasks * tensors], task by task; merged: [tensors] in the type of computation, or empty; lambdas
