@@ -45,4 +45,21 @@ class FlatOrder {
   std::vector<int64_t> starts_;
 };
 
+// Cuts the flat order into runs that one launch can take: consecutive tensors of one type, at most
+// `capacity` of them. Empty tensors are in no run.
+template <class Type>
+std::vector<std::vector<int64_t>> runs_of_one_type(const FlatOrder& order,
+                                                   const std::vector<Type>& types,
+                                                   int64_t capacity) {
+  std::vector<std::vector<int64_t>> runs;
+  for (int64_t tensor = 0; tensor < order.tensors(); ++tensor) {
+    if (order.size(tensor) == 0) continue;
+    const bool fits = !runs.empty() && static_cast<int64_t>(runs.back().size()) < capacity &&
+                      types[runs.back().front()] == types[tensor];
+    if (!fits) runs.emplace_back();
+    runs.back().push_back(tensor);
+  }
+  return runs;
+}
+
 }  // namespace robustcore

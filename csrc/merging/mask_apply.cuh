@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/float16.h"
 #include "common/simt.cuh"
+#include "merging/flat_order.h"
 #include "merging/mask_apply.h"
 #include "merging/mask_words.h"
 
@@ -20,7 +22,7 @@ struct MaskApplyParams {
   T* results[kApplyTensors];
   std::int64_t starts[kApplyTensors];  // flat index of the first parameter
   std::int64_t sizes[kApplyTensors];
-  std::int64_t blocks[kApplyTensors + 1];  // first block of each tensor; filled by the launch
+  std::int64_t blocks[kApplyTensors + 1];  // first block of each tensor
   const std::uint64_t* mask;
   int tensors;
 };
@@ -33,7 +35,7 @@ constexpr int kPerThread = 8;
 constexpr std::int64_t kPart = kBlock * kPerThread;
 
 template <class Policy, class T>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 4)
     mask_apply_kernel(const MaskApplyParams<T> p) {
   using Acc = accumulate_t<T>;
   int tensor = 0, after = p.tensors;
@@ -72,14 +74,33 @@ __global__ void __launch_bounds__(kBlock)
 
 }  // namespace mask_apply_cuda
 
+// A model and what is done to it, by tensor.
+struct MaskApplyModel {
+  const FlatOrder* order;
+  std::vector<const void*> values;
+  std::vector<const void*> merged;  // empty where the policy does not read it
+  std::vector<void*> results;
+  const std::uint64_t* mask;
+};
+
+// The tensors `run` of the model, all of type T, none empty, at most kApplyTensors.
 template <class Policy, class T>
-void launch_mask_apply(MaskApplyParams<T> params, cudaStream_t stream) {
+void launch_mask_apply(const MaskApplyModel& model, const std::vector<std::int64_t>& run,
+                       cudaStream_t stream) {
   using namespace mask_apply_cuda;
-  params.blocks[0] = 0;
-  for (int k = 0; k < params.tensors; ++k) {
-    params.blocks[k + 1] = params.blocks[k] + (params.sizes[k] + kPart - 1) / kPart;
+  MaskApplyParams<T> p{};
+  p.tensors = static_cast<int>(run.size());
+  p.mask = model.mask;
+  for (int i = 0; i < p.tensors; ++i) {
+    const std::int64_t tensor = run[i];
+    p.values[i] = static_cast<const T*>(model.values[tensor]);
+    if (Policy::kReadsBase) p.merged[i] = static_cast<const accumulate_t<T>*>(model.merged[tensor]);
+    p.results[i] = static_cast<T*>(model.results[tensor]);
+    p.starts[i] = model.order->start(tensor);
+    p.sizes[i] = model.order->size(tensor);
+    p.blocks[i + 1] = p.blocks[i] + (p.sizes[i] + kPart - 1) / kPart;
   }
-  simt::launch<mask_apply_kernel<Policy, T>>(params.blocks[params.tensors], kBlock, stream, params);
+  simt::launch<mask_apply_kernel<Policy, T>>(p.blocks[p.tensors], kBlock, stream, p);
 }
 
 }  // namespace robustcore

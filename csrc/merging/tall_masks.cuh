@@ -7,11 +7,14 @@
 // copied, synchronised or allocated and the launch can be captured in a graph.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "common/float16.h"
 #include "common/reduce.cuh"
 #include "common/simt.cuh"
+#include "merging/flat_order.h"
 #include "merging/tall_masks.h"
 
 namespace robustcore {
@@ -220,7 +223,7 @@ __global__ void __launch_bounds__(kBlock)
 
 // Any number of tasks: one sweep over them sums, a second one compares.
 template <class T, int kPlanes>
-__global__ void __launch_bounds__(kBlock, 2)
+__global__ void __launch_bounds__(kBlock, sizeof(T) == 8 ? 1 : 2)
     tall_masks_many_kernel(const TallMasksParams<T> p) {
   using Acc = accumulate_t<T>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -274,23 +277,64 @@ __global__ void __launch_bounds__(kBlock, 2)
 
 }  // namespace tall_masks_cuda
 
+// The models and where their codes go.
+struct TallMasksModel {
+  const FlatOrder* order;
+  std::vector<const void*> base;       // [tensors]
+  std::vector<const void*> finetuned;  // [tasks * tensors]
+  std::vector<const void*> merged;     // [tensors], or empty
+  std::vector<double> lambdas;         // ascending
+  std::int64_t tasks;
+  bool strict;
+  std::uint32_t* codes;
+  std::int64_t row_words;  // 32-bit words, an even number
+};
+
+// How many tensors one launch can take.
+inline std::int64_t tall_masks_capacity(std::int64_t tasks) {
+  return std::min<std::int64_t>(kRunTensors, kRunPointers / (tasks + 2));
+}
+
+// Launches one run of the models' tensors. Runs must be launched in order on one stream: a word that two
+// runs share is begun by the first and completed by the second.
 template <class T>
-void launch_tall_masks(const TallMasksParams<T>& params, cudaStream_t stream) {
+void launch_tall_masks(const TallMasksModel& model, const std::vector<std::int64_t>& run,
+                       bool is_last, cudaStream_t stream) {
   using namespace tall_masks_cuda;
-  const std::int64_t tile = 32 * kWords;
-  const std::int64_t tiles =
-      (params.last_word + kWords - 1) / kWords - params.starts[0] / tile;
+  TallMasksParams<T> p{};
+  p.tensors = static_cast<int>(run.size());
+  p.tasks = static_cast<int>(model.tasks);
+  p.has_merged = !model.merged.empty();
+  p.strict = model.strict;
+  p.lambdas = lambda_table<accumulate_t<T>>(model.lambdas.data(),
+                                            static_cast<int>(model.lambdas.size()));
+  p.codes = model.codes;
+  p.row_words = model.row_words;
+  const void** to = p.pointers;
+  for (int i = 0; i < p.tensors; ++i) {
+    const std::int64_t tensor = run[i];
+    p.starts[i] = model.order->start(tensor);
+    *to++ = model.base[tensor];
+    *to++ = p.has_merged ? model.merged[tensor] : nullptr;
+    for (std::int64_t task = 0; task < model.tasks; ++task) {
+      *to++ = model.finetuned[task * model.order->tensors() + tensor];
+    }
+  }
+  const std::int64_t end = model.order->start(run.back()) + model.order->size(run.back());
+  p.starts[p.tensors] = end;
+  p.last_word = is_last ? p.row_words : (end + 31) / 32;
+  const std::int64_t tiles = (p.last_word + kWords - 1) / kWords - p.starts[0] / (32 * kWords);
   const std::int64_t grid = (tiles + kWarps - 1) / kWarps;
-  if (params.lambdas.planes > 3) {
-    simt::launch<tall_masks_many_kernel<T, kMaximumPlanes>>(grid, kBlock, stream, params);
-  } else if (params.tasks > 16) {
-    simt::launch<tall_masks_many_kernel<T, 3>>(grid, kBlock, stream, params);
-  } else if (params.tasks > 8) {
-    simt::launch<tall_masks_kernel<T, 16>>(grid, kBlock, stream, params);
-  } else if (params.tasks > 4) {
-    simt::launch<tall_masks_kernel<T, 8>>(grid, kBlock, stream, params);
+  if (p.lambdas.planes > 3) {
+    simt::launch<tall_masks_many_kernel<T, kMaximumPlanes>>(grid, kBlock, stream, p);
+  } else if (p.tasks > 16) {
+    simt::launch<tall_masks_many_kernel<T, 3>>(grid, kBlock, stream, p);
+  } else if (p.tasks > 8) {
+    simt::launch<tall_masks_kernel<T, 16>>(grid, kBlock, stream, p);
+  } else if (p.tasks > 4) {
+    simt::launch<tall_masks_kernel<T, 8>>(grid, kBlock, stream, p);
   } else {
-    simt::launch<tall_masks_kernel<T, 4>>(grid, kBlock, stream, params);
+    simt::launch<tall_masks_kernel<T, 4>>(grid, kBlock, stream, p);
   }
 }
 

@@ -6,55 +6,22 @@
 namespace robustcore {
 namespace {
 
-// Launches for the run of non-empty tensors `run`, all of dtype T.
-template <class T>
-void launch_run(const TallMasksArguments& a, const std::vector<int64_t>& run, bool is_last,
-                const Tensor& codes, cudaStream_t stream) {
-  TallMasksParams<T> p{};
-  p.tensors = static_cast<int>(run.size());
-  p.tasks = static_cast<int>(a.tasks);
-  p.has_merged = !a.merged.empty();
-  p.strict = a.strict;
-  p.lambdas = lambda_table<accumulate_t<T>>(a.lambdas.data(), static_cast<int>(a.lambdas.size()));
-  p.codes = static_cast<uint32_t*>(codes.mutable_data_ptr());
-  p.row_words = 2 * a.words;
-  const void** to = p.pointers;
-  for (int i = 0; i < p.tensors; ++i) {
-    const int64_t tensor = run[i];
-    p.starts[i] = a.order.start(tensor);
-    *to++ = a.base[tensor].const_data_ptr();
-    *to++ = p.has_merged ? a.merged[tensor].const_data_ptr() : nullptr;
-    for (int64_t task = 0; task < a.tasks; ++task) {
-      *to++ = a.finetuned[task * a.order.tensors() + tensor].const_data_ptr();
-    }
-  }
-  const int64_t end = a.order.start(run.back()) + a.order.size(run.back());
-  p.starts[p.tensors] = end;
-  p.last_word = is_last ? p.row_words : (end + 31) / 32;
-  launch_tall_masks(p, stream);
-}
-
-// Runs follow each other on the stream: a word that two runs share is begun by the first and completed by
-// the second.
 void launch_runs(const TallMasksArguments& a, const Tensor& codes, cudaStream_t stream) {
-  const size_t capacity =
-      std::min<size_t>(kRunTensors, static_cast<size_t>(kRunPointers / (a.tasks + 2)));
-  std::vector<int64_t> run;
-  const auto flush = [&](bool is_last) {
-    if (run.empty()) return;
+  const TallMasksModel model{&a.order,
+                             read_pointers(a.base),
+                             read_pointers(a.finetuned),
+                             read_pointers(a.merged),
+                             a.lambdas,
+                             a.tasks,
+                             a.strict,
+                             static_cast<uint32_t*>(codes.mutable_data_ptr()),
+                             2 * a.words};
+  const auto runs = runs_of_one_type(a.order, types_of(a.base), tall_masks_capacity(a.tasks));
+  for (const std::vector<int64_t>& run : runs) {
     dispatch_floating(a.base[run[0]].scalar_type(), [&](auto tag) {
-      launch_run<typename decltype(tag)::type>(a, run, is_last, codes, stream);
+      launch_tall_masks<typename decltype(tag)::type>(model, run, &run == &runs.back(), stream);
     });
-    run.clear();
-  };
-  for (int64_t tensor = 0; tensor < a.order.tensors(); ++tensor) {
-    if (a.order.size(tensor) == 0) continue;
-    const bool fits = run.empty() || (run.size() < capacity &&
-                                      a.base[run[0]].scalar_type() == a.base[tensor].scalar_type());
-    if (!fits) flush(false);
-    run.push_back(tensor);
   }
-  flush(true);
 }
 
 std::tuple<Tensor, Tensor> tall_masks(std::vector<Tensor> base, std::vector<Tensor> finetuned,

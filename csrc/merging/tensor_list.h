@@ -47,4 +47,11 @@ inline std::vector<const void*> read_pointers(const std::vector<Tensor>& tensors
   return pointers;
 }
 
+inline std::vector<ScalarType> types_of(const std::vector<Tensor>& tensors) {
+  std::vector<ScalarType> types;
+  types.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) types.push_back(tensor.scalar_type());
+  return types;
+}
+
 }  // namespace robustcore
