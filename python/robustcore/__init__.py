@@ -7,10 +7,10 @@ PyTorch.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import _library, losses, pcr, reference
+from . import _library, losses, merging, pcr, reference
 from ._reference import use_reference
 
-__all__ = ["__version__", "losses", "pcr", "reference", "use_reference"]
+__all__ = ["__version__", "losses", "merging", "pcr", "reference", "use_reference"]
 
 try:
     __version__ = version("robustcore")

@@ -1,0 +1,147 @@
+"""Operators of the merging family: shape functions, derivatives, and the choice of the reference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import translated
+from .._library import core as _core  # noqa: F401 (loading it registers the operators)
+from .._reference import wants_reference
+
+__all__ = ["implementation"]
+
+_OPS = torch.ops.robustcore
+
+
+def tall_mask_codes(
+    base: Sequence[Tensor],
+    finetuned: Sequence[Tensor],
+    merged: Sequence[Tensor],
+    tasks: int,
+    lambdas: Sequence[float],
+    strict: bool,
+) -> tuple[Tensor, Tensor]:
+    with translated, torch.no_grad():
+        return _OPS.tall_masks(base, finetuned, merged, tasks, lambdas, strict)
+
+
+def _call(name: str) -> Any:
+    operator = getattr(_OPS, name).default
+
+    def call(*args: Any) -> Any:
+        with translated:
+            return operator(*args)
+
+    call.__name__ = name
+    return call
+
+
+mask_select = _call("mask_select")
+mask_unpack = _call("mask_unpack")
+mask_counts = _call("mask_counts")
+mask_histogram = _call("mask_histogram")
+mask_overlap = _call("mask_overlap")
+mask_consensus = _call("mask_consensus")
+mask_apply = _call("mask_apply")
+mask_apply_ = _call("mask_apply_")
+mask_multiply = _call("mask_multiply")
+
+
+def implementation(tensor: Tensor) -> Any:
+    """Where to take the functions above from, for ``tensor``: this module, or the reference."""
+    if wants_reference(tensor):
+        from ..reference import merging as reference
+
+        return reference
+    return sys.modules[__name__]
+
+
+def _words(parameters: int) -> int:
+    return (parameters + 63) // 64
+
+
+@torch.library.register_fake("robustcore::tall_masks")
+def _(base: Any, finetuned: Any, merged: Any, tasks: Any, lambdas: Any, strict: Any) -> Any:
+    words = _words(sum(tensor.numel() for tensor in base))
+    planes = len(lambdas).bit_length()
+    codes = base[0].new_empty((tasks, planes, words), dtype=torch.int64)
+    return codes, base[0].new_empty((tasks, len(lambdas)), dtype=torch.int64)
+
+
+@torch.library.register_fake("robustcore::mask_select")
+def _(codes: Any, ranks: Any) -> Any:
+    return codes.new_empty((codes.shape[0], codes.shape[2]))
+
+
+@torch.library.register_fake("robustcore::mask_unpack")
+def _(mask: Any, parameters: Any) -> Any:
+    return mask.new_empty((parameters,), dtype=torch.bool)
+
+
+@torch.library.register_fake("robustcore::mask_counts")
+def _(masks: Any, parameters: Any) -> Any:
+    return masks.new_empty((parameters,), dtype=torch.int32)
+
+
+@torch.library.register_fake("robustcore::mask_histogram")
+def _(masks: Any, parameters: Any) -> Any:
+    return masks.new_empty((masks.shape[0] + 1,))
+
+
+@torch.library.register_fake("robustcore::mask_overlap")
+def _(masks: Any) -> Any:
+    return masks.new_empty((masks.shape[0], masks.shape[0]))
+
+
+@torch.library.register_fake("robustcore::mask_consensus")
+def _(masks: Any, least: Any) -> Any:
+    return masks.new_empty((masks.shape[1],))
+
+
+@torch.library.register_fake("robustcore::mask_apply")
+def _(base: Any, merged: Any, mask: Any) -> Any:
+    return [tensor.new_empty(tensor.shape) for tensor in base]
+
+
+@torch.library.register_fake("robustcore::mask_apply_")
+def _(base: Any, merged: Any, mask: Any) -> None:
+    return None
+
+
+@torch.library.register_fake("robustcore::mask_multiply")
+def _(tensors: Any, mask: Any) -> Any:
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
+def _apply_context(ctx: Any, inputs: Any, output: Any) -> None:
+    _base, merged, mask = inputs
+    ctx.save_for_backward(mask)
+    ctx.merged_dtypes = [tensor.dtype for tensor in merged]
+
+
+def _apply_backward(ctx: Any, grads: Any) -> Any:
+    # d(base + m * merged): the gradient itself for base, m * gradient for merged.
+    (mask,) = ctx.saved_tensors
+    wide = [grad.to(dtype) for grad, dtype in zip(grads, ctx.merged_dtypes, strict=True)]
+    return list(grads), torch.ops.robustcore.mask_multiply(wide, mask), None
+
+
+def _multiply_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _multiply_backward(ctx: Any, grads: Any) -> Any:
+    return torch.ops.robustcore.mask_multiply(list(grads), ctx.saved_tensors[0]), None
+
+
+torch.library.register_autograd(
+    "robustcore::mask_apply", _apply_backward, setup_context=_apply_context
+)
+torch.library.register_autograd(
+    "robustcore::mask_multiply", _multiply_backward, setup_context=_multiply_context
+)

@@ -1,0 +1,433 @@
+"""The packed mask file: a safetensors file with one uint8 tensor per task and metadata that says all.
+
+Tensors: ``masks/<index>`` uint8 [ceil(P / 8)], bit ``i`` of byte ``j`` is parameter ``8 j + i`` of the flat
+order; where models are embedded, ``base/<key>`` and ``merged/<key>``. Metadata: see ``_describe``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .._checks import FLOATING_DTYPES, accumulate_dtype
+from ._atomic_file import atomic_file
+from .packed_masks import PackedMasks
+from .state_dict import FlatLayout, Model, TensorInfo, matching_tensors
+
+__all__ = ["MaskFile", "read_mask_file", "write_mask_file"]
+
+_FORMAT = "robustcore.packed_masks"
+_VERSION = "1"
+_BIT_ORDER = "bit i of byte j is parameter 8*j+i of the flat order"
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *FLOATING_DTYPES,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    )
+}
+_REQUIRED = (
+    "format",
+    "format_version",
+    "bit_order",
+    "num_parameters",
+    "num_tasks",
+    "tasks",
+    "lambdas",
+    "comparison",
+    "k",
+    "sources",
+    "layout",
+    "skipped",
+    "is_tensor",
+    "masks_sha256",
+    "base_sha256",
+    "merged_sha256",
+    "embedded",
+    "metadata_sha256",
+)
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """What a packed mask file holds.
+
+    Attributes:
+        masks: The masks.
+        base: The embedded base, or None. Skipped buffers are not in it.
+        merged: The embedded multi-task vector, or None.
+        base_sha256: The hash of the base that the masks were made for, or None.
+        merged_sha256: The same for the multi-task vector.
+    """
+
+    masks: PackedMasks
+    base: Model | None
+    merged: Model | None
+    base_sha256: str | None
+    merged_sha256: str | None
+
+
+def write_mask_file(
+    masks: PackedMasks,
+    path: str | os.PathLike[str],
+    *,
+    base: Model | None = None,
+    merged: Model | None = None,
+    embed: bool = False,
+) -> None:
+    """What :meth:`PackedMasks.save` does."""
+    op = "PackedMasks.save"
+    given = {name: model for name, model in (("base", base), ("merged", merged)) if model is not None}
+    if embed and not given:
+        raise ValueError(f"{op}: embed must be False where neither base nor merged is given, got True")
+    models = {name: _tensors_of(op, masks.layout, name, model) for name, model in given.items()}
+    rows = masks.packed.cpu()
+    metadata = _describe(masks, rows)
+    for name in ("base", "merged"):
+        metadata[f"{name}_sha256"] = _sha256(models[name]) if name in models else ""
+    embedded = sorted(models) if embed else []
+    metadata["embedded"] = _json(embedded)
+    metadata["metadata_sha256"] = _metadata_sha256(metadata)
+    tensors = {f"masks/{index}": row for index, row in enumerate(rows)}
+    for name in embedded:
+        for key, tensor in zip(masks.layout.keys, models[name], strict=True):
+            tensors[f"{name}/{key}"] = tensor
+    with atomic_file(path) as file:
+        _write_safetensors(file, tensors, metadata)
+
+
+def _write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """One tensor after the other, each on the CPU only while it is written.
+
+    The package's own writer makes a temporary file of its own, which stays where a process is killed.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for key, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = _json(header).encode()
+    text += b" " * (-len(text) % 8)  # data starts aligned
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    for tensor in tensors.values():
+        file.write(_bytes(tensor))
+
+
+def read_mask_file(
+    path: str | os.PathLike[str], *, base: Model | None = None, merged: Model | None = None
+) -> MaskFile:
+    """Reads a file that :meth:`PackedMasks.save` wrote, with the models embedded in it.
+
+    Arguments and errors as for :meth:`PackedMasks.load`.
+    """
+    op = "PackedMasks.load"
+    name = os.fspath(path)
+    with open(name, "rb"):  # a missing or unreadable file is an OSError with its own message
+        pass
+    try:
+        with safe_open(name, framework="pt") as file:
+            header = _Header(name, file.metadata())
+            header.check_tensors(file)
+            words = header.read_words(file)
+            embedded = {which: header.read_model(file, which) for which in header.embedded}
+    except SafetensorError as error:
+        raise ValueError(f"{op}: {name} is not a complete safetensors file: {error}") from None
+    masks = PackedMasks(
+        words,
+        header.layout,
+        header.tasks,
+        lambdas=header.lambdas,
+        comparison=header.comparison,
+        k=header.k,
+        sources=header.sources,
+    )
+    for which, model in (("base", base), ("merged", merged)):
+        if model is not None:
+            header.check_model(which, _tensors_of(op, header.layout, which, model))
+    return MaskFile(
+        masks,
+        header.as_model(embedded.get("base")),
+        header.as_model(embedded.get("merged")),
+        header.hashes["base"],
+        header.hashes["merged"],
+    )
+
+
+class _Header:
+    """The metadata of a file, checked against itself and against the list of its tensors."""
+
+    def __init__(self, name: str, metadata: Mapping[str, str] | None) -> None:
+        self.name = name
+        self._fields = dict(metadata or {})
+        if self._fields.get("format") != _FORMAT:
+            self._fail(f"its format is {self._fields.get('format')!r}, not {_FORMAT!r}")
+        version = self._fields.get("format_version")
+        if version != _VERSION:
+            self._fail(f"format_version must be {_VERSION!r}, got {version!r}")
+        missing = [field for field in _REQUIRED if field not in self._fields]
+        unknown = sorted(self._fields.keys() - set(_REQUIRED))
+        if missing or unknown:
+            self._fail(f"its metadata lacks {missing} and has unknown {unknown}")
+        if self._fields["metadata_sha256"] != _metadata_sha256(self._fields):
+            self._fail("metadata_sha256 does not match the metadata: it was changed")
+        if self._fields["bit_order"] != _BIT_ORDER:
+            self._fail(f"bit_order must be {_BIT_ORDER!r}, got {self._fields['bit_order']!r}")
+        self.layout = self._read_layout()
+        self._read_tasks()
+        self.num_parameters = self._value("num_parameters", _is_count)
+        if self.num_parameters != self.layout.num_parameters:
+            self._fail(
+                f"num_parameters is {self.num_parameters}, yet the layout holds "
+                f"{self.layout.num_parameters}"
+            )
+        self.row_bytes = (self.num_parameters + 7) // 8
+        self.embedded = self._value(
+            "embedded", lambda value: value in ([], ["base"], ["merged"], ["base", "merged"])
+        )
+        self.hashes = {which: self._read_hash(which) for which in ("base", "merged")}
+        for which in self.embedded:
+            if self.hashes[which] is None:
+                self._fail(f"{which} is embedded, yet {which}_sha256 is empty")
+
+    def _fail(self, what: str) -> None:
+        raise ValueError(f"PackedMasks.load: {self.name}: {what}")
+
+    def _value(self, field: str, valid: Any) -> Any:
+        text = self._fields[field]
+        try:
+            value = json.loads(text)
+            good = valid(value)
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            good = False
+        if not good:
+            shown = text if len(text) <= 200 else text[:200] + "..."
+            self._fail(f"{field} has no valid value, got {shown!r}")
+        return value
+
+    def _read_layout(self) -> FlatLayout:
+        parameters = _infos(self._value("layout", lambda value: _is_layout(value, floating=True)))
+        skipped = _infos(self._value("skipped", lambda value: _is_layout(value, floating=False)))
+        is_tensor = self._value("is_tensor", lambda value: isinstance(value, bool))
+        if is_tensor and (skipped or [info.key for info in parameters] != [""]):
+            self._fail("is_tensor is true, yet the layout is that of a state dict")
+        keys = [info.key for info in (*parameters, *skipped)]
+        if len(set(keys)) != len(keys):
+            self._fail("the layout names a key twice")
+        return FlatLayout(parameters, skipped, is_tensor)
+
+    def _read_tasks(self) -> None:
+        self.tasks = tuple(self._value("tasks", _is_names))
+        if not self.tasks or self._value("num_tasks", _is_count) != len(self.tasks):
+            self._fail(
+                f"num_tasks is {self._fields['num_tasks']}, yet {len(self.tasks)} tasks are named"
+            )
+        self.comparison = self._value("comparison", lambda value: value in ("strict", "paper"))
+        self.sources = tuple(self._value("sources", _is_names))
+        self.k = self._value("k", lambda value: value is None or (_is_count(value) and value > 0))
+        if (self.k is None) != (not self.sources) or (self.k or 0) > len(self.sources):
+            self._fail(f"k is {self.k}, yet there are {len(self.sources)} sources")
+        if self.k is not None and len(self.tasks) != 1:
+            self._fail(f"k is {self.k}, yet there are {len(self.tasks)} masks and not one")
+        wanted = len(self.sources or self.tasks)
+        values = self._value(
+            "lambdas", lambda value: value is None or (_is_lambdas(value) and len(value) == wanted)
+        )
+        self.lambdas = None if values is None else tuple(values)
+
+    def _read_hash(self, which: str) -> str | None:
+        text = self._fields[f"{which}_sha256"]
+        if text and (len(text) != 64 or set(text) - set("0123456789abcdef")):
+            self._fail(f"{which}_sha256 is not a SHA-256, got {text[:80]!r}")
+        return text or None
+
+    def check_tensors(self, file: Any) -> None:
+        """Names, dtypes and shapes of all tensors, before any is read."""
+        expected = {
+            f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))
+        }
+        for which in self.embedded:
+            for info in self.layout.parameters:
+                dtype = self._embedded_dtype(which, info)
+                expected[f"{which}/{info.key}"] = (_SAFETENSORS_NAMES[dtype], list(info.shape))
+        present = set(file.keys())
+        missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
+        if missing or extra:
+            self._fail(f"tensors are missing: {missing[:20]}, or not expected: {extra[:20]}")
+        for key, (dtype, shape) in expected.items():
+            part = file.get_slice(key)
+            if part.get_dtype() != dtype or part.get_shape() != shape:
+                self._fail(
+                    f"tensor {key!r} must be {dtype} {shape}, got {part.get_dtype()} "
+                    f"{part.get_shape()}"
+                )
+
+    def _embedded_dtype(self, which: str, info: TensorInfo) -> torch.dtype:
+        return info.dtype if which == "base" else accumulate_dtype(info.dtype)
+
+    def read_words(self, file: Any) -> Tensor:
+        words = torch.zeros((len(self.tasks), (self.num_parameters + 63) // 64), dtype=torch.int64)
+        rows = words.view(torch.uint8)[:, : self.row_bytes]
+        for index, row in enumerate(rows):
+            row.copy_(file.get_tensor(f"masks/{index}"))
+        used = self.num_parameters % 8
+        if used:
+            for task, last in zip(self.tasks, rows[:, -1].tolist(), strict=True):
+                if last >> used:
+                    self._fail(f"the mask of task {task!r} has bits set past the last parameter")
+        if _sha256(list(rows)) != self._fields["masks_sha256"]:
+            self._fail("masks_sha256 does not match the masks: they were changed")
+        return words
+
+    def read_model(self, file: Any, which: str) -> list[Tensor]:
+        tensors = [file.get_tensor(f"{which}/{key}").clone() for key in self.layout.keys]
+        self.check_model(which, tensors)
+        return tensors
+
+    def check_model(self, which: str, tensors: Sequence[Tensor]) -> None:
+        if self.hashes[which] is None:
+            self._fail(f"it holds no hash of {which} to compare with")
+        found = _sha256(tensors)
+        if found != self.hashes[which]:
+            self._fail(f"{which}_sha256 is {self.hashes[which]}, yet the {which} has {found}")
+
+    def as_model(self, tensors: list[Tensor] | None) -> Model | None:
+        if tensors is None:
+            return None
+        if self.layout.is_tensor:
+            return tensors[0]
+        return dict(zip(self.layout.keys, tensors, strict=True))
+
+
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+}
+
+
+def _tensors_of(op: str, layout: FlatLayout, name: str, model: Model) -> list[Tensor]:
+    """A model's tensors in flat order, on whatever device it is; a task vector in its wide dtype."""
+    first = model if isinstance(model, Tensor) else next(iter(_tensor_values(model)), None)
+    device = first.device if first is not None else torch.device("cpu")
+    vectors = frozenset({"merged"})
+    tensors = matching_tensors(op, layout, device, {name: model}, vectors=vectors)[name]
+    if name == "base":
+        return tensors
+    pairs = zip(tensors, layout.dtypes, strict=True)
+    return [tensor.to(accumulate_dtype(dtype)) for tensor, dtype in pairs]
+
+
+def _tensor_values(model: Any) -> list[Tensor]:
+    values = model.values() if isinstance(model, Mapping) else []
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _describe(masks: PackedMasks, rows: Tensor) -> dict[str, str]:
+    """The metadata that follow from the masks; all values but the first three and hashes are JSON."""
+    layout = masks.layout
+    return {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "bit_order": _BIT_ORDER,
+        "num_parameters": _json(masks.num_parameters),
+        "num_tasks": _json(len(masks.tasks)),
+        "tasks": _json(masks.tasks),
+        "lambdas": _json(masks.lambdas),
+        "comparison": _json(masks.comparison),
+        "k": _json(masks.k),
+        "sources": _json(masks.sources),
+        "layout": _json([_entry(info) for info in layout.parameters]),
+        "skipped": _json([_entry(info) for info in layout.skipped]),
+        "is_tensor": _json(layout.is_tensor),
+        "masks_sha256": _sha256(list(rows)),
+    }
+
+
+def _entry(info: TensorInfo) -> list[Any]:
+    return [info.key, list(info.shape), str(info.dtype).removeprefix("torch.")]
+
+
+def _infos(entries: Sequence[Any]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(key, tuple(shape), _DTYPES[dtype]) for key, shape, dtype in entries)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _sha256(tensors: Sequence[Tensor]) -> str:
+    """SHA-256 of the tensors' bytes, one after the other, each row-major."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def _metadata_sha256(metadata: Mapping[str, str]) -> str:
+    rest = {key: value for key, value in metadata.items() if key != "metadata_sha256"}
+    return hashlib.sha256(_json(sorted(rest.items())).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_names(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def _is_lambdas(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(number, float) and math.isfinite(number) and number > 0 for number in value
+    )
+
+
+def _is_layout(value: Any, *, floating: bool) -> bool:
+    """Entries [key, shape, dtype], sorted by key."""
+    if not isinstance(value, list):
+        return False
+    for key, shape, dtype in value:
+        if not (isinstance(key, str) and isinstance(shape, list) and all(map(_is_count, shape))):
+            return False
+        if dtype not in _DTYPES or (_DTYPES[dtype] in FLOATING_DTYPES) != floating:
+            return False
+        if not _is_count(math.prod(shape)):
+            return False
+    keys = [key for key, _, _ in value]
+    return keys == sorted(keys)
