@@ -123,14 +123,14 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _print_table(results: Sequence[dict[str, Any]], device: str) -> None:
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(
         title=f"selftest on {device}: worst difference as a share of the tolerance",
         title_justify="left",
-        box=box.SIMPLE_HEAD,
+        box=None,
+        header_style="dim",
         padding=(0, 1, 0, 0),
     )
     table.add_column("operator", overflow="fold", min_width=26)
@@ -159,4 +159,6 @@ def _print_table(results: Sequence[dict[str, Any]], device: str) -> None:
 
 
 def _share(worst: float | None) -> str:
-    return "-" if worst is None else f"{100 * worst:.2g} %"
+    if worst is None:
+        return "-"
+    return f"{100 * worst:.0f} %" if worst >= 0.1 else f"{100 * worst:.2g} %"
