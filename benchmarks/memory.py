@@ -26,7 +26,7 @@ import torch
 from .contestants import bind, make_contestants
 from .registry import Benchmark, Case, select_benchmarks
 
-__all__ = ["child_main", "extra_bytes_cpu", "extra_bytes_cuda"]
+__all__ = ["MemoryNotMeasured", "child_main", "extra_bytes_cpu", "extra_bytes_cuda"]
 
 _CHILD = (
     "from robustcore.cli.bench import load_benchmarks; load_benchmarks();"
@@ -34,10 +34,18 @@ _CHILD = (
 )
 
 
+class MemoryNotMeasured(Exception):
+    """The fresh process failed; the message says why."""
+
+
 def extra_bytes_cpu(
     benchmark: Benchmark, case: Case, names: list[str], timeout_s: float = 120.0
 ) -> dict[str, int]:
-    """Extra bytes of the contestants ``names``, measured in a fresh process."""
+    """Extra bytes of the contestants ``names``, measured in a fresh process.
+
+    Raises:
+        MemoryNotMeasured: If that process fails or takes longer than ``timeout_s``.
+    """
     request = {
         "family": benchmark.family,
         "operator": benchmark.operator,
@@ -62,10 +70,10 @@ def extra_bytes_cpu(
         )
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return {}
+        raise MemoryNotMeasured(f"not finished after {timeout_s:.0f} s") from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"measuring the memory of {benchmark.name} failed: {last}") from error
+        raise MemoryNotMeasured(last[:200]) from error
 
 
 def extra_bytes_cuda(call: Callable[[int], Any]) -> int:

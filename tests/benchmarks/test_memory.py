@@ -57,3 +57,15 @@ def test_plots_hold_a_bar_for_every_ratio(tmp_path):
 def test_plots_say_what_they_can_write(tmp_path):
     with pytest.raises(ValueError, match=r"must end in .svg, .png, .pdf, got 'plot.txt'"):
         check_matplotlib(tmp_path / "plot.txt")
+
+
+def test_a_failing_measurement_is_told_and_does_not_stop_the_run(monkeypatch):
+    """The fresh process knows nothing of the fake benchmark and fails."""
+    from robustcore.benchmarks import Settings, runner
+
+    monkeypatch.setattr(runner, "probe_source", lambda device: torch.ones(1024))
+    benchmark = Doubling()
+    row = runner.measure_row(benchmark, Case(benchmark.sizes[1], "forward", "cpu"), Settings())
+    assert row["extra_bytes"] == {}
+    assert row["skipped"][-1]["name"] == "extra memory"
+    assert "family must be one of" in row["skipped"][-1]["reason"]
