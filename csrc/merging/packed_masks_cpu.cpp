@@ -21,7 +21,8 @@ uint64_t* write_words(const Tensor& words) {
   return static_cast<uint64_t*>(words.mutable_data_ptr());
 }
 
-// planes[b][0, count) = bit b of how many of the T rows keep each parameter of words [first, first + count).
+// planes[b][0, count) = bit b of how many of the T rows keep each parameter of words [first, first
+// + count).
 RC_TARGET_CLONES void count_block(const uint64_t* rows, int64_t tasks, int64_t row_words,
                                   int64_t first, int64_t count, int plane_count,
                                   uint64_t* planes) {

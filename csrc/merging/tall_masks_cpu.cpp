@@ -1,7 +1,8 @@
-// Masks of all tasks and all lambdas in one pass over the weights. The flat order is walked in blocks that
-// stay in the first-level cache with all their tasks: one sweep sums the task vectors, the second packs
-// codes. Reading a block of every task in turn keeps the processor's prefetchers running on all rows at
-// once; blocks of several thousand parameters read at little more than half the speed.
+// Masks of all tasks and all lambdas in one pass over the weights. The flat order is walked in
+// blocks that stay in the first-level cache with all their tasks: one sweep sums the task vectors,
+// the second packs codes. Reading a block of every task in turn keeps the processor's prefetchers
+// running on all rows at once; blocks of several thousand parameters read at little more than half
+// the speed.
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -16,7 +17,8 @@ namespace robustcore {
 namespace {
 
 constexpr int64_t kBlock = 256;  // parameters
-// Codes are gathered per chunk, so that each row of the result is written in runs of whole cache lines.
+// Codes are gathered per chunk, so that each row of the result is written in runs of whole cache
+// lines.
 constexpr int64_t kChunk = 2048;
 constexpr int64_t kChunkWords = kChunk / kWordBits;
 static_assert(kBlock % kWordBits == 0 && kChunk % kBlock == 0);

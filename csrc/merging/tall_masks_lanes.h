@@ -1,5 +1,5 @@
-// Packs the codes of a run of parameters of all tasks, 64 at a time: one function per instruction set, and
-// the choice between them. Host only, no torch.
+// Packs the codes of a run of parameters of all tasks, 64 at a time: one function per instruction
+// set, and the choice between them. Host only, no torch.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Run {
   int64_t tasks;
   int64_t groups;  // of 64 parameters
   uint64_t* planes;
-  int64_t stride;  // words from one plane to the next; a task's planes follow those of the one before
+  int64_t
+      stride;  // words from one plane to the next; a task's planes follow those of the one before
 };
 
 // Writes bit b of parameter i's code for task t to bit i % 64 of
@@ -32,8 +33,8 @@ struct Run {
 template <class Acc>
 using Pack = void (*)(const Run<Acc>& run, const LambdaTable<Acc>& lambdas);
 
-// Any processor, any number of lambdas: counts in lanes of the type's width, then gathers the bits of 8
-// bytes with one multiplication.
+// Any processor, any number of lambdas: counts in lanes of the type's width, then gathers the bits
+// of 8 bytes with one multiplication.
 template <bool kStrict, class Acc>
 RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>& lambdas) {
   using Lane = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;

@@ -61,7 +61,9 @@ def _give_name(descriptor: int, folder: str) -> str:
         name = os.path.join(folder, f".robustcore-{os.urandom(8).hex()}")
         with contextlib.suppress(FileExistsError):
             # A folder descriptor makes Python call linkat, which follows the link in /proc.
-            os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
+            os.link(
+                f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True
+            )
             return name
     raise FileExistsError(f"no free temporary name in {folder}")
 

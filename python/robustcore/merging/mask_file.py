@@ -95,9 +95,13 @@ def write_mask_file(
 ) -> None:
     """What :meth:`PackedMasks.save` does."""
     op = "PackedMasks.save"
-    given = {name: model for name, model in (("base", base), ("merged", merged)) if model is not None}
+    given = {
+        name: model for name, model in (("base", base), ("merged", merged)) if model is not None
+    }
     if embed and not given:
-        raise ValueError(f"{op}: embed must be False where neither base nor merged is given, got True")
+        raise ValueError(
+            f"{op}: embed must be False where neither base nor merged is given, got True"
+        )
     models = {name: _tensors_of(op, masks.layout, name, model) for name, model in given.items()}
     rows = masks.packed.cpu()
     metadata = _describe(masks, rows)
@@ -267,9 +271,7 @@ class _Header:
 
     def check_tensors(self, file: Any) -> None:
         """Names, dtypes and shapes of all tensors, before any is read."""
-        expected = {
-            f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))
-        }
+        expected = {f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))}
         for which in self.embedded:
             for info in self.layout.parameters:
                 dtype = self._embedded_dtype(which, info)

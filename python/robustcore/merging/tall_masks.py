@@ -220,7 +220,9 @@ def _is_number(value: object) -> bool:
 
 def _checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
     if isinstance(lambdas, (str, bytes)) or not isinstance(lambdas, (Sequence, Tensor)):
-        raise TypeError(f"{op}: lambdas must be a sequence of numbers, got {type(lambdas).__name__}")
+        raise TypeError(
+            f"{op}: lambdas must be a sequence of numbers, got {type(lambdas).__name__}"
+        )
     given = lambdas.tolist() if isinstance(lambdas, Tensor) else list(lambdas)
     if not isinstance(given, list) or not 1 <= len(given) <= _MAXIMUM_LAMBDAS:
         raise ValueError(f"{op}: lambdas must hold 1 to {_MAXIMUM_LAMBDAS} values, got {lambdas}")

@@ -183,4 +183,6 @@ def tall_masks_eager(
     """What a user writes without robustcore, the baseline of benchmarks: per task and λ one packed
     uint8 mask of flat float vectors."""
     total = summed_task_vectors(base, finetuned)
-    return [[pack_bits(tall_mask(base, row, total, value)) for value in lambdas] for row in finetuned]
+    return [
+        [pack_bits(tall_mask(base, row, total, value)) for value in lambdas] for row in finetuned
+    ]

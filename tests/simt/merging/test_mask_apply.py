@@ -14,9 +14,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [[1], [0, 64, 0], [3, 2047, 2], [2049, 5], [100, 4100]]
 
 
-def given(
-    sizes: list[int], dtypes: list[torch.dtype]
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def given(sizes: list[int], dtypes: list[torch.dtype]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(sum(sizes))
     base = [
         torch.randn(size, generator=generator).to(dtype)

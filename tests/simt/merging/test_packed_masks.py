@@ -75,6 +75,12 @@ def test_select(simt: Executor, planes: int) -> None:
     ranks = torch.randint(1, 2**planes, (tasks,))
     masks = torch.empty(tasks, words, dtype=torch.int64)
     simt.run(
-        "mask_select", codes=codes, masks=masks, ranks=ranks, tasks=tasks, planes=planes, words=words
+        "mask_select",
+        codes=codes,
+        masks=masks,
+        ranks=ranks,
+        tasks=tasks,
+        planes=planes,
+        words=words,
     )
     assert torch.equal(masks, reference.mask_select(codes, ranks.tolist()))

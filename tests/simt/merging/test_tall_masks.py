@@ -45,9 +45,7 @@ def check(
 ) -> None:
     tasks = len(finetuned)
     rows = [tensor for model in finetuned for tensor in model]
-    expected, counts = reference.tall_mask_codes(
-        base, rows, merged or [], tasks, lambdas, strict
-    )
+    expected, counts = reference.tall_mask_codes(base, rows, merged or [], tasks, lambdas, strict)
     codes = torch.empty_like(expected)
     arguments: dict[str, object] = {f"base{i}": tensor for i, tensor in enumerate(base)}
     for task, model in enumerate(finetuned):
