@@ -1,4 +1,4 @@
-"""The packed mask file: what is stored comes back, and whatever is wrong with a file is one clear error."""
+"""The packed mask file: what is stored comes back; whatever is wrong is one clear error."""
 
 from __future__ import annotations
 
@@ -113,9 +113,7 @@ def test_other_programs_can_read_it(saved: Path) -> None:
 def test_size(tmp_path: Path) -> None:
     """A residual network's worth of tensors: at most 0.1251 bytes per parameter and task."""
     infos = tuple(
-        TensorInfo(
-            f"stage{i // 40}.block{i % 40:02d}.convolution.weight", (130, 1090), torch.float32
-        )
+        TensorInfo(f"stage{i // 40}.block{i % 40:02d}.conv.weight", (130, 1090), torch.float32)
         for i in range(160)
     )
     layout = FlatLayout(infos)
@@ -263,7 +261,7 @@ def test_no_field_can_change_unnoticed(saved: Path, field: str) -> None:
     header, data = read_parts(saved)
     header["__metadata__"][field] += " "
     write_parts(saved, (header, data), sign=False)
-    with pytest.raises(ValueError, match="PackedMasks.load"):
+    with pytest.raises(ValueError, match=r"PackedMasks\.load"):
         PackedMasks.load(saved)
 
 
@@ -303,7 +301,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_masks_of_other_models(saved: Path) -> None:
     base, finetuned = models()
     base["layer0"] = base["layer0"] + 1
-    with pytest.raises(ValueError, match="base_sha256 is .*, yet the base has"):
+    with pytest.raises(ValueError, match=r"base_sha256 is .*, yet the base has"):
         PackedMasks.load(saved, base=base)
     vector = multi_task_vector(base, finetuned)
     with pytest.raises(ValueError, match="merged_sha256 is"):

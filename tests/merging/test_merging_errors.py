@@ -23,7 +23,7 @@ W = torch.zeros(3)
         (
             (W.long(), [W]),
             TypeError,
-            "base must be float32, float64, bfloat16 or float16, got int64",
+            "float32, float64, bfloat16 or float16, got int64",
         ),
         ((W.to(torch.complex64), [W]), TypeError, "got complex64"),
         ((W, W), TypeError, "pass tensor.unbind()"),

@@ -1,4 +1,4 @@
-"""Operators of the merging family: shape functions, derivatives, and the choice of the reference."""
+"""Operators of the merging family: shape functions, derivatives, choice of the reference."""
 
 from __future__ import annotations
 

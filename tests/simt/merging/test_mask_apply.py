@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference import merging as reference
-from simt.harness import Executor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Tails of the 2048 parameters of a block; bits that start inside a word.

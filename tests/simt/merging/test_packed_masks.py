@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference import merging as reference
-from simt.harness import Executor
 
 # Tails of a word and of a block of 256 parameters or words.
 PARAMETERS = [1, 63, 64, 65, 257, 64 * 256 + 1]
