@@ -1,5 +1,6 @@
-// The flat order of a model's parameters: the tensors one after the other, each row-major. Masks are
-// packed in this order, so their words cross from one tensor into the next. Host only, no torch.
+// The flat order of a model's parameters: the tensors one after the other, each row-major. Masks
+// are packed in this order, so their words cross from one tensor into the next. Host only, no
+// torch.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// CUDA kernel that applies one packed mask to a model. One launch handles a run of tensors of one dtype;
-// blocks are dealt out to tensors, and a tensor's bits start anywhere in a word.
+// CUDA kernel that applies one packed mask to a model. One launch handles a run of tensors of one
+// dtype; blocks are dealt out to tensors, and a tensor's bits start anywhere in a word.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,7 @@ constexpr int kPerThread = 8;
 constexpr std::int64_t kPart = kBlock * kPerThread;
 
 template <class Policy, class T>
-__global__ void __launch_bounds__(kBlock, 4)
-    mask_apply_kernel(const MaskApplyParams<T> p) {
+__global__ void __launch_bounds__(kBlock, 4) mask_apply_kernel(const MaskApplyParams<T> p) {
   using Acc = accumulate_t<T>;
   int tensor = 0, after = p.tensors;
   while (after - tensor > 1) {

@@ -1,5 +1,5 @@
-// What a mask does to one parameter. Host and device, no torch. A policy gets the values in the type of
-// computation; which ones are read follows from kReadsBase.
+// What a mask does to one parameter. Host and device, no torch. A policy gets the values in the
+// type of computation; which ones are read follows from kReadsBase.
 #pragma once
 
 #include "common/float16.h"
@@ -7,8 +7,8 @@
 
 namespace robustcore {
 
-// base + m * merged. Where the bit is 0 the base is kept bit for bit, also a NaN's payload or a number that
-// an addition of zero would change (-0).
+// base + m * merged. Where the bit is 0 the base is kept bit for bit, also a NaN's payload or a
+// number that an addition of zero would change (-0).
 struct AddWhereKept {
   static constexpr bool kReadsBase = true;
 

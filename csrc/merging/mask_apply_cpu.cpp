@@ -19,8 +19,8 @@ RC_INLINE uint64_t bits_from(const uint64_t* mask, int64_t words, int64_t bit) {
 // Parameters [begin, end) of one tensor, whose first parameter is bit `start` of the mask.
 template <class Policy, class T>
 RC_TARGET_CLONES void apply_range(const T* values, const accumulate_t<T>* merged, T* result,
-                                  const uint64_t* mask, int64_t words, int64_t start,
-                                  int64_t begin, int64_t end) {
+                                  const uint64_t* mask, int64_t words, int64_t start, int64_t begin,
+                                  int64_t end) {
   using Acc = accumulate_t<T>;
   for (int64_t first = begin; first < end; first += kWordBits) {
     const uint64_t bits = bits_from(mask, words, start + first);
@@ -57,13 +57,13 @@ std::vector<Tensor> run(MaskApplyArguments a) {
 
 std::vector<Tensor> mask_apply(std::vector<Tensor> base, std::vector<Tensor> merged,
                                const Tensor& mask) {
-  return run<AddWhereKept>(mask_apply_arguments("mask_apply", std::move(base), std::move(merged),
-                                                mask, true, false));
+  return run<AddWhereKept>(
+      mask_apply_arguments("mask_apply", std::move(base), std::move(merged), mask, true, false));
 }
 
 void mask_apply_(std::vector<Tensor> base, std::vector<Tensor> merged, const Tensor& mask) {
-  run<AddWhereKept>(mask_apply_arguments("mask_apply_", std::move(base), std::move(merged), mask,
-                                         true, true));
+  run<AddWhereKept>(
+      mask_apply_arguments("mask_apply_", std::move(base), std::move(merged), mask, true, true));
 }
 
 std::vector<Tensor> mask_multiply(std::vector<Tensor> tensors, const Tensor& mask) {

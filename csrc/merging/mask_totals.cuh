@@ -1,5 +1,5 @@
-// How kernels on packed masks cut rows into slices and add up what they counted. Totals are integers: atomic
-// additions give the same sum in any order.
+// How kernels on packed masks cut rows into slices and add up what they counted. Totals are
+// integers: atomic additions give the same sum in any order.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Packed masks as words: bit i of word w stands for parameter 64 w + i of the flat order (on
-// little-endian machines that is bit i of byte j for parameter 8 j + i). Bits past the last parameter are
-// zero. Host and device, no torch.
+// little-endian machines that is bit i of byte j for parameter 8 j + i). Bits past the last
+// parameter are zero. Host and device, no torch.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// CUDA kernels on packed masks. A thread owns one 64-bit word of every row, so that a warp reads 256
-// consecutive bytes of each; results of size P are written by one thread per parameter. Totals are integers:
-// atomic additions give the same sum in any order.
+// CUDA kernels on packed masks. A thread owns one 64-bit word of every row, so that a warp reads
+// 256 consecutive bytes of each; results of size P are written by one thread per parameter. Totals
+// are integers: atomic additions give the same sum in any order.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +49,7 @@ struct MaskOverlapParams {
 
 namespace packed_masks_cuda {
 
-__global__ void __launch_bounds__(kBlock)
-    mask_select_kernel(const MaskSelectParams p) {
+__global__ void __launch_bounds__(kBlock) mask_select_kernel(const MaskSelectParams p) {
   const std::int64_t blocks = (p.words + kBlock - 1) / kBlock;
   const std::int64_t task = blockIdx.x / blocks;
   const std::int64_t w = blockIdx.x % blocks * kBlock + threadIdx.x;
@@ -59,7 +58,8 @@ __global__ void __launch_bounds__(kBlock)
       at_least(p.codes + task * p.planes * p.words + w, p.words, p.planes, p.ranks[task]);
 }
 
-// Adds up a column of words, then hands it to the policy. Threads past the end take part with zeros.
+// Adds up a column of words, then hands it to the policy. Threads past the end take part with
+// zeros.
 template <int kPlanes, class Policy>
 __global__ void __launch_bounds__(kBlock)
     mask_column_kernel(const MaskColumnParams p, const Policy policy) {

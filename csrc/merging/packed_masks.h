@@ -1,9 +1,9 @@
-// Policies over a column of packed masks: the same word of T mask rows, 64 parameters at once. Host and
-// device, no torch.
+// Policies over a column of packed masks: the same word of T mask rows, 64 parameters at once. Host
+// and device, no torch.
 //
-// Counting is bit-sliced: bit b of the number of masks that keep a parameter stands in plane b, and adding
-// a row is a ripple of ANDs and XORs. Nothing is unpacked. A method that looks at how many masks keep a
-// parameter is one struct with a finish(): see AtLeast and Histogram.
+// Counting is bit-sliced: bit b of the number of masks that keep a parameter stands in plane b, and
+// adding a row is a ripple of ANDs and XORs. Nothing is unpacked. A method that looks at how many
+// masks keep a parameter is one struct with a finish(): see AtLeast and Histogram.
 #pragma once
 
 #include <cstdint>

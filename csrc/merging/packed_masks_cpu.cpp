@@ -21,10 +21,10 @@ uint64_t* write_words(const Tensor& words) {
   return static_cast<uint64_t*>(words.mutable_data_ptr());
 }
 
-// planes[b][0, count) = bit b of how many of the T rows keep each parameter of words [first, first + count).
+// planes[b][0, count) = bit b of how many of the T rows keep each parameter of words [first, first
+// + count).
 RC_TARGET_CLONES void count_block(const uint64_t* rows, int64_t tasks, int64_t row_words,
-                                  int64_t first, int64_t count, int plane_count,
-                                  uint64_t* planes) {
+                                  int64_t first, int64_t count, int plane_count, uint64_t* planes) {
   std::fill_n(planes, plane_count * kBlock, uint64_t{0});
   for (int64_t task = 0; task < tasks; ++task) {
     const uint64_t* row = rows + task * row_words + first;
@@ -141,14 +141,14 @@ Tensor mask_counts(const Tensor& masks, int64_t parameters) {
   check_parameters("mask_counts", words, parameters);
   const Tensor counts = fresh(words, {parameters}, ScalarType::Int);
   int32_t* to = write_pointer<int32_t>(counts);
-  for_counted_blocks(words, [&](int64_t first, int64_t count, const uint64_t* planes,
-                                int plane_count) {
-    for (int64_t w = 0; w < count; ++w) {
-      const int64_t parameter = (first + w) * kWordBits;
-      expand_word(planes + w, kBlock, plane_count, std::min(kWordBits, parameters - parameter),
-                  to + parameter);
-    }
-  });
+  for_counted_blocks(words,
+                     [&](int64_t first, int64_t count, const uint64_t* planes, int plane_count) {
+                       for (int64_t w = 0; w < count; ++w) {
+                         const int64_t parameter = (first + w) * kWordBits;
+                         expand_word(planes + w, kBlock, plane_count,
+                                     std::min(kWordBits, parameters - parameter), to + parameter);
+                       }
+                     });
   return counts;
 }
 
@@ -159,17 +159,17 @@ Tensor mask_histogram(const Tensor& masks, int64_t parameters) {
   const Tensor histogram = fresh(words, {bins}, ScalarType::Long);
   int64_t* totals = write_pointer<int64_t>(histogram);
   std::fill_n(totals, bins, 0);
-  for_counted_blocks(words, [&](int64_t first, int64_t count, const uint64_t* planes,
-                                int plane_count) {
-    for (int64_t number = 0; number < bins; ++number) {
-      int64_t total = 0;
-      for (int64_t w = 0; w < count; ++w) {
-        total += population(equal_to(planes + w, kBlock, plane_count, number) &
-                            valid_bits<uint64_t>((first + w) * kWordBits, parameters));
-      }
-      std::atomic_ref<int64_t>(totals[number]).fetch_add(total, std::memory_order_relaxed);
-    }
-  });
+  for_counted_blocks(
+      words, [&](int64_t first, int64_t count, const uint64_t* planes, int plane_count) {
+        for (int64_t number = 0; number < bins; ++number) {
+          int64_t total = 0;
+          for (int64_t w = 0; w < count; ++w) {
+            total += population(equal_to(planes + w, kBlock, plane_count, number) &
+                                valid_bits<uint64_t>((first + w) * kWordBits, parameters));
+          }
+          std::atomic_ref<int64_t>(totals[number]).fetch_add(total, std::memory_order_relaxed);
+        }
+      });
   return histogram;
 }
 
@@ -187,16 +187,15 @@ Tensor mask_overlap(const Tensor& masks) {
       const int64_t first = block * kBlock, count = std::min(kBlock, row_words - first);
       for (int64_t a = 0; a < tasks; ++a) {
         for (int64_t b = a; b < tasks; ++b) {
-          pairs[a * tasks + b] += population_of_both(rows + a * row_words + first,
-                                                     rows + b * row_words + first, count);
+          pairs[a * tasks + b] +=
+              population_of_both(rows + a * row_words + first, rows + b * row_words + first, count);
         }
       }
     }
     for (int64_t a = 0; a < tasks; ++a) {
       for (int64_t b = 0; b < tasks; ++b) {
         const int64_t total = pairs[std::min(a, b) * tasks + std::max(a, b)];
-        std::atomic_ref<int64_t>(totals[a * tasks + b])
-            .fetch_add(total, std::memory_order_relaxed);
+        std::atomic_ref<int64_t>(totals[a * tasks + b]).fetch_add(total, std::memory_order_relaxed);
       }
     }
   });
@@ -209,10 +208,10 @@ Tensor mask_consensus(const Tensor& masks, int64_t least) {
            words.size(0), ", got ", least);
   const Tensor consensus = fresh(words, {words.size(1)}, ScalarType::Long);
   uint64_t* to = write_words(consensus);
-  for_counted_blocks(words, [&](int64_t first, int64_t count, const uint64_t* planes,
-                                int plane_count) {
-    at_least_block(planes, kBlock, plane_count, least, count, to + first);
-  });
+  for_counted_blocks(words,
+                     [&](int64_t first, int64_t count, const uint64_t* planes, int plane_count) {
+                       at_least_block(planes, kBlock, plane_count, least, count, to + first);
+                     });
   return consensus;
 }
 

@@ -38,7 +38,8 @@ Tensor mask_select(const Tensor& codes, std::vector<int64_t> ranks) {
   const Tensor planes = packed_words("mask_select", "codes", codes, 3);
   check_ranks("mask_select", ranks, planes);
   RC_CHECK(planes.size(0) <= kMaximumMaskRows && planes.size(1) <= 8,
-           "mask_select: codes must have at most ", kMaximumMaskRows, " tasks and 8 planes on CUDA");
+           "mask_select: codes must have at most ", kMaximumMaskRows,
+           " tasks and 8 planes on CUDA");
   const DeviceScope device(planes);
   const Tensor masks = fresh(planes, {planes.size(0), planes.size(2)}, ScalarType::Long);
   MaskSelectParams p{};
@@ -95,9 +96,9 @@ Tensor mask_overlap(const Tensor& masks) {
   const Tensor rows = mask_rows("mask_overlap", masks);
   const DeviceScope device(rows);
   const Tensor overlap = zeros(rows, {rows.size(0), rows.size(0)});
-  launch_mask_overlap({read_words(rows), totals(overlap), rows.size(1),
-                       static_cast<int>(rows.size(0))},
-                      device.stream());
+  launch_mask_overlap(
+      {read_words(rows), totals(overlap), rows.size(1), static_cast<int>(rows.size(0))},
+      device.stream());
   return overlap;
 }
 

@@ -1,10 +1,11 @@
 // CUDA kernels of TALL-masks: codes of all tasks and lambdas in one pass over the weights.
 //
-// A warp owns some consecutive 32-bit words of the flat order, whichever tensors they cross, and writes
-// them with plain stores: lane i of a step is bit i of a word, a ballot makes the word. Weights are read
-// once where all tasks of a parameter fit into registers, else twice, the second time from cache. One launch
-// handles a run of tensors of one dtype; the table of their pointers is passed by value, so that nothing is
-// copied, synchronised or allocated and the launch can be captured in a graph.
+// A warp owns some consecutive 32-bit words of the flat order, whichever tensors they cross, and
+// writes them with plain stores: lane i of a step is bit i of a word, a ballot makes the word.
+// Weights are read once where all tasks of a parameter fit into registers, else twice, the second
+// time from cache. One launch handles a run of tensors of one dtype; the table of their pointers is
+// passed by value, so that nothing is copied, synchronised or allocated and the launch can be
+// captured in a graph.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +30,7 @@ template <class T>
 struct TallMasksParams {
   using Acc = accumulate_t<T>;
 
-  const void* pointers[kRunPointers];  // per tensor: base, merged (or null), one per task
+  const void* pointers[kRunPointers];    // per tensor: base, merged (or null), one per task
   std::int64_t starts[kRunTensors + 1];  // flat index of each tensor's first parameter, and the end
   LambdaTable<Acc> lambdas;
   std::uint32_t* codes;    // [tasks, planes, row_words]
@@ -62,8 +63,7 @@ struct Location {
   bool valid;
 
   __device__ __forceinline__ accumulate_t<T> weight(int position) const {
-    return valid ? to_accumulate(static_cast<const T*>(row[position])[index])
-                 : accumulate_t<T>(0);
+    return valid ? to_accumulate(static_cast<const T*>(row[position])[index]) : accumulate_t<T>(0);
   }
   __device__ __forceinline__ accumulate_t<T> merged() const {
     using Acc = accumulate_t<T>;
@@ -106,15 +106,14 @@ struct Finder {
   }
 };
 
-// The lambda that the next step of the bisection compares with, out of compile-time choices: `passed[b]` is
-// bit b of the code, known down to bit kBit + 1.
+// The lambda that the next step of the bisection compares with, out of compile-time choices:
+// `passed[b]` is bit b of the code, known down to bit kBit + 1.
 template <int kBit, int kUndecided, class Acc>
 __device__ __forceinline__ Acc choose_lambda(const Acc* lambdas, const bool* passed, int code) {
   if constexpr (kUndecided == kBit) {
     return lambdas[code | (1 << kBit)];
   } else {
-    const Acc with =
-        choose_lambda<kBit, kUndecided - 1>(lambdas, passed, code | (1 << kUndecided));
+    const Acc with = choose_lambda<kBit, kUndecided - 1>(lambdas, passed, code | (1 << kUndecided));
     const Acc without = choose_lambda<kBit, kUndecided - 1>(lambdas, passed, code);
     return passed[kUndecided] ? with : without;
   }
@@ -147,12 +146,11 @@ __device__ __forceinline__ void code_bits(const TallMasksParams<T>& p, accumulat
   for (int b = 0; b < kPlanes; ++b) bits[b] = bits[b] && valid;
 }
 
-// Lane i < kWords holds word first_word + i of `row`. The first word of the run may begin with parameters
-// of the run before: an earlier launch on the same stream wrote them.
+// Lane i < kWords holds word first_word + i of `row`. The first word of the run may begin with
+// parameters of the run before: an earlier launch on the same stream wrote them.
 template <class T>
 __device__ __forceinline__ void store_word(const TallMasksParams<T>& p, std::int64_t row,
-                                           std::int64_t first_word, int lane,
-                                           std::uint32_t word) {
+                                           std::int64_t first_word, int lane, std::uint32_t word) {
   const std::int64_t w = first_word + lane;
   if (lane >= kWords || w * 32 + 32 <= p.starts[0] || w >= p.last_word) return;
   std::uint32_t* to = p.codes + row * p.row_words + w;
@@ -167,8 +165,7 @@ __device__ __forceinline__ std::int64_t warp_first_word(const TallMasksParams<T>
 
 // Up to kTasks tasks and 7 lambdas: every weight is read once and stays in a register.
 template <class T, int kTasks>
-__global__ void __launch_bounds__(kBlock)
-    tall_masks_kernel(const TallMasksParams<T> p) {
+__global__ void __launch_bounds__(kBlock) tall_masks_kernel(const TallMasksParams<T> p) {
   using Acc = accumulate_t<T>;
   constexpr int kPlanes = 3;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -295,8 +292,8 @@ inline std::int64_t tall_masks_capacity(std::int64_t tasks) {
   return std::min<std::int64_t>(kRunTensors, kRunPointers / (tasks + 2));
 }
 
-// Launches one run of the models' tensors. Runs must be launched in order on one stream: a word that two
-// runs share is begun by the first and completed by the second.
+// Launches one run of the models' tensors. Runs must be launched in order on one stream: a word
+// that two runs share is begun by the first and completed by the second.
 template <class T>
 void launch_tall_masks(const TallMasksModel& model, const std::vector<std::int64_t>& run,
                        bool is_last, cudaStream_t stream) {
@@ -306,8 +303,8 @@ void launch_tall_masks(const TallMasksModel& model, const std::vector<std::int64
   p.tasks = static_cast<int>(model.tasks);
   p.has_merged = !model.merged.empty();
   p.strict = model.strict;
-  p.lambdas = lambda_table<accumulate_t<T>>(model.lambdas.data(),
-                                            static_cast<int>(model.lambdas.size()));
+  p.lambdas =
+      lambda_table<accumulate_t<T>>(model.lambdas.data(), static_cast<int>(model.lambdas.size()));
   p.codes = model.codes;
   p.row_words = model.row_words;
   const void** to = p.pointers;

@@ -2,10 +2,10 @@
 //
 //   kept(task t, lambda)  =  |base - finetuned_t|  >  |(base + merged) - finetuned_t| * lambda
 //
-// evaluated in weight space, in this order of operations, each one rounded: the bits are part of the
-// contract. Rounding is monotone, so a larger lambda never keeps a parameter that a smaller one drops
-// (a NaN on either side drops it for all). The number of lambdas passed is therefore the whole answer, and
-// it can be found by bisection.
+// evaluated in weight space, in this order of operations, each one rounded: the bits are part of
+// the contract. Rounding is monotone, so a larger lambda never keeps a parameter that a smaller one
+// drops (a NaN on either side drops it for all). The number of lambdas passed is therefore the
+// whole answer, and it can be found by bisection.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ namespace robustcore {
 constexpr int kMaximumPlanes = 6;
 constexpr int kMaximumLambdas = (1 << kMaximumPlanes) - 1;
 
-// The lambdas in ascending order: entry n is the one that a parameter must pass to have passed n (entry 0
-// is not used). Filled up with NaN, which no parameter passes, to the next power of two.
+// The lambdas in ascending order: entry n is the one that a parameter must pass to have passed n
+// (entry 0 is not used). Filled up with NaN, which no parameter passes, to the next power of two.
 template <class Acc>
 struct LambdaTable {
   Acc value[kMaximumLambdas + 1];
@@ -56,8 +56,12 @@ RC_INLINE double rounded_product(double a, double b) {
 #endif
 }
 
-RC_INLINE float magnitude(float a) { return __builtin_fabsf(a); }
-RC_INLINE double magnitude(double a) { return __builtin_fabs(a); }
+RC_INLINE float magnitude(float a) {
+  return __builtin_fabsf(a);
+}
+RC_INLINE double magnitude(double a) {
+  return __builtin_fabs(a);
+}
 
 // own = |base - finetuned|, merged = |(base + merged) - finetuned|.
 template <bool kStrict, class Acc>

@@ -1,7 +1,8 @@
-// Masks of all tasks and all lambdas in one pass over the weights. The flat order is walked in blocks that
-// stay in the first-level cache with all their tasks: one sweep sums the task vectors, the second packs
-// codes. Reading a block of every task in turn keeps the processor's prefetchers running on all rows at
-// once; blocks of several thousand parameters read at little more than half the speed.
+// Masks of all tasks and all lambdas in one pass over the weights. The flat order is walked in
+// blocks that stay in the first-level cache with all their tasks: one sweep sums the task vectors,
+// the second packs codes. Reading a block of every task in turn keeps the processor's prefetchers
+// running on all rows at once; blocks of several thousand parameters read at little more than half
+// the speed.
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -16,7 +17,8 @@ namespace robustcore {
 namespace {
 
 constexpr int64_t kBlock = 256;  // parameters
-// Codes are gathered per chunk, so that each row of the result is written in runs of whole cache lines.
+// Codes are gathered per chunk, so that each row of the result is written in runs of whole cache
+// lines.
 constexpr int64_t kChunk = 2048;
 constexpr int64_t kChunkWords = kChunk / kWordBits;
 static_assert(kBlock % kWordBits == 0 && kChunk % kBlock == 0);
@@ -46,8 +48,9 @@ RC_TARGET_CLONES void upcast(accumulate_t<T>* RC_RESTRICT to, const T* RC_RESTRI
   RC_SIMD for (int64_t i = 0; i < count; ++i) to[i] = to_accumulate(from[i]);
 }
 
-// Writes `count` bits of `source` from bit `offset` of `destination` on. Runs come in ascending order, and
-// every bit past a run's end is zero, so only the first word of a run has anything to keep.
+// Writes `count` bits of `source` from bit `offset` of `destination` on. Runs come in ascending
+// order, and every bit past a run's end is zero, so only the first word of a run has anything to
+// keep.
 void append_bits(uint64_t* destination, int64_t offset, const uint64_t* source, int64_t count) {
   uint64_t* to = destination + offset / kWordBits;
   const int shift = static_cast<int>(offset % kWordBits);
@@ -63,8 +66,8 @@ void append_bits(uint64_t* destination, int64_t offset, const uint64_t* source, 
   }
 }
 
-// Adds to counts[n - 1] how many codes are n or more. The comparisons with constants unroll into one or two
-// bit operations each.
+// Adds to counts[n - 1] how many codes are n or more. The comparisons with constants unroll into
+// one or two bit operations each.
 template <int kPlanes, int... kLess>
 RC_INLINE void count_codes_unrolled(const uint64_t* planes, int64_t words, int64_t* counts,
                                     std::integer_sequence<int, kLess...>) {
@@ -80,13 +83,20 @@ RC_INLINE void count_codes_unrolled(const uint64_t* planes, int64_t words, int64
 RC_TARGET_CLONES void count_codes(const uint64_t* planes, int64_t words, int lambda_count,
                                   int64_t* counts) {
   switch (lambda_count) {
-    case 1: return count_codes_unrolled<1>(planes, words, counts, std::make_integer_sequence<int, 1>());
-    case 2: return count_codes_unrolled<2>(planes, words, counts, std::make_integer_sequence<int, 2>());
-    case 3: return count_codes_unrolled<2>(planes, words, counts, std::make_integer_sequence<int, 3>());
-    case 4: return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 4>());
-    case 5: return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 5>());
-    case 6: return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 6>());
-    case 7: return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 7>());
+    case 1:
+      return count_codes_unrolled<1>(planes, words, counts, std::make_integer_sequence<int, 1>());
+    case 2:
+      return count_codes_unrolled<2>(planes, words, counts, std::make_integer_sequence<int, 2>());
+    case 3:
+      return count_codes_unrolled<2>(planes, words, counts, std::make_integer_sequence<int, 3>());
+    case 4:
+      return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 4>());
+    case 5:
+      return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 5>());
+    case 6:
+      return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 6>());
+    case 7:
+      return count_codes_unrolled<3>(planes, words, counts, std::make_integer_sequence<int, 7>());
   }
   for (int n = 1; n <= lambda_count; ++n) {
     for (int64_t w = 0; w < words; ++w) {
@@ -109,7 +119,8 @@ class TallMasks {
         codes_(codes),
         counts_(counts) {}
 
-  // Chunks [begin, end). Counts are integers: the order in which threads add theirs leaves no trace.
+  // Chunks [begin, end). Counts are integers: the order in which threads add theirs leaves no
+  // trace.
   void run(int64_t begin, int64_t end) const {
     Scratch scratch(a_.tasks, a_.planes, static_cast<int64_t>(a_.lambdas.size()));
     std::vector<FlatPiece> pieces;
@@ -118,9 +129,8 @@ class TallMasks {
       const int64_t parameters = std::min(kChunk, a_.order.parameters() - first);
       a_.order.split(first, first + parameters, pieces);
       for (const FlatPiece& piece : pieces) {
-        dispatch_floating(a_.base[piece.tensor].scalar_type(), [&](auto tag) {
-          walk<typename decltype(tag)::type>(piece, scratch);
-        });
+        dispatch_floating(a_.base[piece.tensor].scalar_type(),
+                          [&](auto tag) { walk<typename decltype(tag)::type>(piece, scratch); });
       }
       store(chunk, word_count(parameters), scratch);
     }
@@ -197,15 +207,15 @@ class TallMasks {
     }
 
     const bool aligned = offset % kWordBits == 0;
-    uint64_t* planes = aligned ? scratch.chunk_planes.data() + offset / kWordBits
-                               : scratch.run_planes.data();
+    uint64_t* planes =
+        aligned ? scratch.chunk_planes.data() + offset / kWordBits : scratch.run_planes.data();
     const int64_t stride = aligned ? kChunkWords : Scratch::kBlockWords;
     const int64_t groups = count / kWordBits;
     const LambdaTable<Acc>& table = lambdas(Acc());
     packing(Acc())({base, target, rows, a_.tasks, groups, planes, stride}, table);
     if (const int64_t rest = count % kWordBits; rest > 0) {
-      pack_rest<Acc>({base, target, rows, a_.tasks, 1, planes + groups, stride}, groups * kWordBits, rest,
-                scratch);
+      pack_rest<Acc>({base, target, rows, a_.tasks, 1, planes + groups, stride}, groups * kWordBits,
+                     rest, scratch);
     }
     if (aligned) return;
     for (int64_t plane = 0; plane < a_.tasks * a_.planes; ++plane) {
@@ -214,8 +224,8 @@ class TallMasks {
     }
   }
 
-  // The last word of a run, of which only `rest` parameters exist. The others are NaN: no lambda is passed
-  // there, whatever the comparison.
+  // The last word of a run, of which only `rest` parameters exist. The others are NaN: no lambda is
+  // passed there, whatever the comparison.
   template <class Acc>
   void pack_rest(lanes::Run<Acc> run, int64_t first, int64_t rest, Scratch& scratch) const {
     const auto pad = [&](const Acc* from, double* room) -> const Acc* {
@@ -260,9 +270,8 @@ class TallMasks {
 std::tuple<Tensor, Tensor> tall_masks(std::vector<Tensor> base, std::vector<Tensor> finetuned,
                                       std::vector<Tensor> merged, int64_t tasks,
                                       std::vector<double> lambdas, bool strict) {
-  const TallMasksArguments a =
-      tall_masks_arguments(std::move(base), std::move(finetuned), std::move(merged), tasks,
-                           std::move(lambdas), strict);
+  const TallMasksArguments a = tall_masks_arguments(
+      std::move(base), std::move(finetuned), std::move(merged), tasks, std::move(lambdas), strict);
   const int64_t lambda_count = static_cast<int64_t>(a.lambdas.size());
   const Tensor codes = fresh(a.base[0], {tasks, a.planes, a.words}, ScalarType::Long);
   const Tensor counts = fresh(a.base[0], {tasks, lambda_count}, ScalarType::Long);

@@ -29,9 +29,8 @@ std::tuple<Tensor, Tensor> tall_masks(std::vector<Tensor> base, std::vector<Tens
                                       std::vector<double> lambdas, bool strict) {
   RC_CHECK(tasks <= kMaximumCudaTasks, "tall_masks: tasks must be at most ", kMaximumCudaTasks,
            " on CUDA, got ", tasks);
-  const TallMasksArguments a =
-      tall_masks_arguments(std::move(base), std::move(finetuned), std::move(merged), tasks,
-                           std::move(lambdas), strict);
+  const TallMasksArguments a = tall_masks_arguments(
+      std::move(base), std::move(finetuned), std::move(merged), tasks, std::move(lambdas), strict);
   const DeviceScope device(a.base[0]);
   const cudaStream_t stream = device.stream();
   const int64_t lambda_count = static_cast<int64_t>(a.lambdas.size());

@@ -1,5 +1,5 @@
-// Packs the codes of a run of parameters of all tasks, 64 at a time: one function per instruction set, and
-// the choice between them. Host only, no torch.
+// Packs the codes of a run of parameters of all tasks, 64 at a time: one function per instruction
+// set, and the choice between them. Host only, no torch.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Run {
   int64_t tasks;
   int64_t groups;  // of 64 parameters
   uint64_t* planes;
-  int64_t stride;  // words from one plane to the next; a task's planes follow those of the one before
+  int64_t
+      stride;  // words from one plane to the next; a task's planes follow those of the one before
 };
 
 // Writes bit b of parameter i's code for task t to bit i % 64 of
@@ -32,42 +33,44 @@ struct Run {
 template <class Acc>
 using Pack = void (*)(const Run<Acc>& run, const LambdaTable<Acc>& lambdas);
 
-// Any processor, any number of lambdas: counts in lanes of the type's width, then gathers the bits of 8
-// bytes with one multiplication.
+// Any processor, any number of lambdas: counts in lanes of the type's width, then gathers the bits
+// of 8 bytes with one multiplication.
 template <bool kStrict, class Acc>
 RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>& lambdas) {
   using Lane = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
-  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
-    const Acc* RC_RESTRICT base = run.base + group * kWordBits;
-    const Acc* RC_RESTRICT target = run.target + group * kWordBits;
-    const Acc* RC_RESTRICT finetuned = run.finetuned[task] + group * kWordBits;
-    uint64_t* planes = run.planes + task * lambdas.planes * run.stride + group;
-    Acc own[kWordBits], merged[kWordBits];
-    Lane passed[kWordBits] = {};
-    RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) {
-      own[i] = magnitude(base[i] - finetuned[i]);
-      merged[i] = magnitude(target[i] - finetuned[i]);
-    }
-    for (int n = 1; n <= lambdas.count; ++n) {
-      const Acc lambda = lambdas.value[n];
+  for (int64_t task = 0; task < run.tasks; ++task)
+    for (int64_t group = 0; group < run.groups; ++group) {
+      const Acc* RC_RESTRICT base = run.base + group * kWordBits;
+      const Acc* RC_RESTRICT target = run.target + group * kWordBits;
+      const Acc* RC_RESTRICT finetuned = run.finetuned[task] + group * kWordBits;
+      uint64_t* planes = run.planes + task * lambdas.planes * run.stride + group;
+      Acc own[kWordBits], merged[kWordBits];
+      Lane passed[kWordBits] = {};
       RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) {
-        passed[i] += keeps<kStrict>(own[i], merged[i], lambda) ? Lane(1) : Lane(0);
+        own[i] = magnitude(base[i] - finetuned[i]);
+        merged[i] = magnitude(target[i] - finetuned[i]);
+      }
+      for (int n = 1; n <= lambdas.count; ++n) {
+        const Acc lambda = lambdas.value[n];
+        RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) {
+          passed[i] += keeps<kStrict>(own[i], merged[i], lambda) ? Lane(1) : Lane(0);
+        }
+      }
+      uint8_t bytes[kWordBits];
+      RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) bytes[i] = static_cast<uint8_t>(passed[i]);
+      uint64_t word[8];
+      __builtin_memcpy(word, bytes, sizeof(word));
+      for (int b = 0; b < lambdas.planes; ++b) {
+        uint64_t plane = 0;
+        for (int j = 0; j < 8; ++j) {
+          // Byte i's lowest bit goes to bit 56 + i: every other product lands elsewhere, without
+          // carries.
+          const uint64_t low = (word[j] >> b) & 0x0101010101010101u;
+          plane |= ((low * 0x0102040810204080u) >> 56) << (8 * j);
+        }
+        planes[b * run.stride] = plane;
       }
     }
-    uint8_t bytes[kWordBits];
-    RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) bytes[i] = static_cast<uint8_t>(passed[i]);
-    uint64_t word[8];
-    __builtin_memcpy(word, bytes, sizeof(word));
-    for (int b = 0; b < lambdas.planes; ++b) {
-      uint64_t plane = 0;
-      for (int j = 0; j < 8; ++j) {
-        // Byte i's lowest bit goes to bit 56 + i: every other product lands elsewhere, without carries.
-        const uint64_t low = (word[j] >> b) & 0x0101010101010101u;
-        plane |= ((low * 0x0102040810204080u) >> 56) << (8 * j);
-      }
-      planes[b * run.stride] = plane;
-    }
-  }
 }
 
 #if defined(RC_X86_LANES)
@@ -75,8 +78,8 @@ RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>&
 #define RC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #define RC_AVX2 __attribute__((target("avx2")))
 
-// Up to 15 lambdas: the table fits one register, and each step of the bisection looks up the next lambda
-// for every lane by the code found so far.
+// Up to 15 lambdas: the table fits one register, and each step of the bisection looks up the next
+// lambda for every lane by the code found so far.
 template <bool kStrict, int kPlanes>
 RC_AVX512 void pack_avx512(const Run<float>& run, const LambdaTable<float>& lambdas) {
   static_assert(kPlanes >= 1 && kPlanes <= 4);
@@ -84,29 +87,32 @@ RC_AVX512 void pack_avx512(const Run<float>& run, const LambdaTable<float>& lamb
   const __m512 sign = _mm512_set1_ps(-0.0f);
   const __m512 table = _mm512_loadu_ps(lambdas.value);
   const __m512 middle = _mm512_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
-    const float* finetuned = run.finetuned[task];
-    uint64_t word[kPlanes] = {};
-    for (int part = 0; part < 4; ++part) {
-      const int64_t i = group * kWordBits + part * 16;
-      const __m512 value = _mm512_loadu_ps(finetuned + i);
-      const __m512 own = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.base + i), value));
-      const __m512 merged = _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.target + i), value));
-      __m512 lambda = middle;
-      __m512i code = _mm512_setzero_si512();
+  for (int64_t task = 0; task < run.tasks; ++task)
+    for (int64_t group = 0; group < run.groups; ++group) {
+      const float* finetuned = run.finetuned[task];
+      uint64_t word[kPlanes] = {};
+      for (int part = 0; part < 4; ++part) {
+        const int64_t i = group * kWordBits + part * 16;
+        const __m512 value = _mm512_loadu_ps(finetuned + i);
+        const __m512 own =
+            _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.base + i), value));
+        const __m512 merged =
+            _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.target + i), value));
+        __m512 lambda = middle;
+        __m512i code = _mm512_setzero_si512();
 #pragma GCC unroll 4
-      for (int b = kPlanes - 1; b >= 0; --b) {
-        const __mmask16 passed = _mm512_cmp_ps_mask(own, _mm512_mul_ps(merged, lambda), kOrder);
-        word[b] |= static_cast<uint64_t>(_cvtmask16_u32(passed)) << (16 * part);
-        if (b == 0) break;
-        code = _mm512_mask_or_epi32(code, passed, code, _mm512_set1_epi32(1 << b));
-        const __m512i next = _mm512_or_si512(code, _mm512_set1_epi32(1 << (b - 1)));
-        lambda = _mm512_permutexvar_ps(next, table);
+        for (int b = kPlanes - 1; b >= 0; --b) {
+          const __mmask16 passed = _mm512_cmp_ps_mask(own, _mm512_mul_ps(merged, lambda), kOrder);
+          word[b] |= static_cast<uint64_t>(_cvtmask16_u32(passed)) << (16 * part);
+          if (b == 0) break;
+          code = _mm512_mask_or_epi32(code, passed, code, _mm512_set1_epi32(1 << b));
+          const __m512i next = _mm512_or_si512(code, _mm512_set1_epi32(1 << (b - 1)));
+          lambda = _mm512_permutexvar_ps(next, table);
+        }
       }
+      uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
+      for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
     }
-    uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
-    for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
-  }
 }
 
 // The same with 8 lanes and up to 7 lambdas.
@@ -117,31 +123,33 @@ RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& lambdas)
   const __m256 sign = _mm256_set1_ps(-0.0f);
   const __m256 table = _mm256_loadu_ps(lambdas.value);
   const __m256 middle = _mm256_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t task = 0; task < run.tasks; ++task) for (int64_t group = 0; group < run.groups; ++group) {
-    const float* finetuned = run.finetuned[task];
-    uint64_t word[kPlanes] = {};
-    for (int part = 0; part < 8; ++part) {
-      const int64_t i = group * kWordBits + part * 8;
-      const __m256 value = _mm256_loadu_ps(finetuned + i);
-      const __m256 own = _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.base + i), value));
-      const __m256 merged =
-          _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.target + i), value));
-      __m256 lambda = middle;
-      __m256i code = _mm256_setzero_si256();
+  for (int64_t task = 0; task < run.tasks; ++task)
+    for (int64_t group = 0; group < run.groups; ++group) {
+      const float* finetuned = run.finetuned[task];
+      uint64_t word[kPlanes] = {};
+      for (int part = 0; part < 8; ++part) {
+        const int64_t i = group * kWordBits + part * 8;
+        const __m256 value = _mm256_loadu_ps(finetuned + i);
+        const __m256 own =
+            _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.base + i), value));
+        const __m256 merged =
+            _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.target + i), value));
+        __m256 lambda = middle;
+        __m256i code = _mm256_setzero_si256();
 #pragma GCC unroll 3
-      for (int b = kPlanes - 1; b >= 0; --b) {
-        const __m256 passed = _mm256_cmp_ps(own, _mm256_mul_ps(merged, lambda), kOrder);
-        word[b] |= static_cast<uint64_t>(_mm256_movemask_ps(passed)) << (8 * part);
-        if (b == 0) break;
-        code = _mm256_or_si256(
-            code, _mm256_and_si256(_mm256_castps_si256(passed), _mm256_set1_epi32(1 << b)));
-        const __m256i next = _mm256_or_si256(code, _mm256_set1_epi32(1 << (b - 1)));
-        lambda = _mm256_permutevar8x32_ps(table, next);
+        for (int b = kPlanes - 1; b >= 0; --b) {
+          const __m256 passed = _mm256_cmp_ps(own, _mm256_mul_ps(merged, lambda), kOrder);
+          word[b] |= static_cast<uint64_t>(_mm256_movemask_ps(passed)) << (8 * part);
+          if (b == 0) break;
+          code = _mm256_or_si256(
+              code, _mm256_and_si256(_mm256_castps_si256(passed), _mm256_set1_epi32(1 << b)));
+          const __m256i next = _mm256_or_si256(code, _mm256_set1_epi32(1 << (b - 1)));
+          lambda = _mm256_permutevar8x32_ps(table, next);
+        }
       }
+      uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
+      for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
     }
-    uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
-    for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
-  }
 }
 
 #endif
@@ -149,26 +157,34 @@ RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& lambdas)
 // Tests and benchmarks name a lesser instruction set here: "avx2" or "portable".
 inline bool allowed(const char* instructions) {
   const char* limit = std::getenv("ROBUSTCORE_CPU_INSTRUCTIONS");
-  return limit == nullptr || (std::strcmp(limit, "avx2") == 0 && std::strcmp(instructions, "avx2") == 0);
+  return limit == nullptr ||
+         (std::strcmp(limit, "avx2") == 0 && std::strcmp(instructions, "avx2") == 0);
 }
 
 template <bool kStrict>
 Pack<float> choose_float(int planes) {
 #if defined(RC_X86_LANES)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (allowed("avx512") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     switch (planes) {
-      case 1: return pack_avx512<kStrict, 1>;
-      case 2: return pack_avx512<kStrict, 2>;
-      case 3: return pack_avx512<kStrict, 3>;
-      case 4: return pack_avx512<kStrict, 4>;
+      case 1:
+        return pack_avx512<kStrict, 1>;
+      case 2:
+        return pack_avx512<kStrict, 2>;
+      case 3:
+        return pack_avx512<kStrict, 3>;
+      case 4:
+        return pack_avx512<kStrict, 4>;
     }
   }
   if (allowed("avx2") && __builtin_cpu_supports("avx2")) {
     switch (planes) {
-      case 1: return pack_avx2<kStrict, 1>;
-      case 2: return pack_avx2<kStrict, 2>;
-      case 3: return pack_avx2<kStrict, 3>;
+      case 1:
+        return pack_avx2<kStrict, 1>;
+      case 2:
+        return pack_avx2<kStrict, 2>;
+      case 3:
+        return pack_avx2<kStrict, 3>;
     }
   }
 #endif

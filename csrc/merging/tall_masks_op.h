@@ -34,7 +34,8 @@ inline TallMasksArguments tall_masks_arguments(std::vector<Tensor> base,
   RC_CHECK(lambda_count >= 1 && lambda_count <= kMaximumLambdas, kOp, ": lambdas must hold 1 to ",
            kMaximumLambdas, " values, got ", lambda_count);
   for (int64_t n = 0; n < lambda_count; ++n) {
-    RC_CHECK(lambdas[n] > (n ? lambdas[n - 1] : 0), kOp, ": lambdas must be positive and ascending");
+    RC_CHECK(lambdas[n] > (n ? lambdas[n - 1] : 0), kOp,
+             ": lambdas must be positive and ascending");
   }
   check_tensor_list(kOp, "base", base, base, 1, false);
   check_tensor_list(kOp, "finetuned", finetuned, base, tasks, false);

@@ -1,4 +1,5 @@
-// Lists of tensors that together are one model: checks shared by the operators of the merging family.
+// Lists of tensors that together are one model: checks shared by the operators of the merging
+// family.
 #pragma once
 
 #include <utility>
@@ -9,8 +10,8 @@
 
 namespace robustcore {
 
-// `list` must be `repeats` models of the sizes, the device and the dtypes of `like`; with `accumulated`
-// the dtypes are those in which `like` is computed with.
+// `list` must be `repeats` models of the sizes, the device and the dtypes of `like`; with
+// `accumulated` the dtypes are those in which `like` is computed with.
 inline void check_tensor_list(const char* op, const char* name, const std::vector<Tensor>& list,
                               const std::vector<Tensor>& like, int64_t repeats, bool accumulated) {
   const int64_t tensors = static_cast<int64_t>(like.size());

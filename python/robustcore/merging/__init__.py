@@ -1,4 +1,4 @@
-"""Model merging on whole state dicts: task vectors, masks of all tasks in one pass, packed masks."""
+"""Model merging on whole state dicts: task vectors, masks of all tasks, packed masks."""
 
 from .mask_file import MaskFile, read_mask_file
 from .packed_masks import PackedMasks

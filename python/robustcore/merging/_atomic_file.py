@@ -17,8 +17,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Gives a file to write to; what was written becomes ``path`` at the end of the block.
 
     After an exception nothing is left behind and an older file is as it was. Where the system can
-    (Linux, most file systems), the new file has no name until it is complete, so that even a process
-    that is killed leaves nothing. It is on disk before it gets its name.
+    (Linux, most file systems), the new file has no name until it is complete, so that even a
+    process that is killed leaves nothing. It is on disk before it gets its name.
     """
     target = os.path.abspath(os.fspath(path))
     folder = os.path.dirname(target)
@@ -61,7 +61,9 @@ def _give_name(descriptor: int, folder: str) -> str:
         name = os.path.join(folder, f".robustcore-{os.urandom(8).hex()}")
         with contextlib.suppress(FileExistsError):
             # A folder descriptor makes Python call linkat, which follows the link in /proc.
-            os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True)
+            os.link(
+                f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, follow_symlinks=True
+            )
             return name
     raise FileExistsError(f"no free temporary name in {folder}")
 

@@ -1,4 +1,4 @@
-"""Operators of the merging family: shape functions, derivatives, and the choice of the reference."""
+"""Operators of the merging family: shape functions, derivatives, choice of the reference."""
 
 from __future__ import annotations
 
@@ -145,3 +145,18 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "robustcore::mask_multiply", _multiply_backward, setup_context=_multiply_context
 )
+
+
+def _apply_inplace_with_autograd(base: Any, merged: Any, mask: Any) -> None:
+    # An overwritten leaf has no derivative to give: refuse rather than lose it.
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*base, *merged)):
+        raise RuntimeError(
+            "mask_apply_: base and merged must not require grad while gradients are recorded"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.robustcore.mask_apply_(base, merged, mask)
+
+
+# Kept: registrations end with the object that made them.
+_library = torch.library.Library("robustcore", "IMPL")
+_library.impl("mask_apply_", _apply_inplace_with_autograd, "Autograd")

@@ -1,7 +1,8 @@
-"""The packed mask file: a safetensors file with one uint8 tensor per task and metadata that says all.
+"""The packed mask file: a safetensors file with one uint8 tensor per task and full metadata.
 
-Tensors: ``masks/<index>`` uint8 [ceil(P / 8)], bit ``i`` of byte ``j`` is parameter ``8 j + i`` of the flat
-order; where models are embedded, ``base/<key>`` and ``merged/<key>``. Metadata: see ``_describe``.
+Tensors: ``masks/<index>`` uint8 [ceil(P / 8)], bit ``i`` of byte ``j`` is parameter ``8 j + i`` of
+the flat order; where models are embedded, ``base/<key>`` and ``merged/<key>``. Metadata: see
+``_describe``.
 """
 
 from __future__ import annotations
@@ -95,9 +96,13 @@ def write_mask_file(
 ) -> None:
     """What :meth:`PackedMasks.save` does."""
     op = "PackedMasks.save"
-    given = {name: model for name, model in (("base", base), ("merged", merged)) if model is not None}
+    given = {
+        name: model for name, model in (("base", base), ("merged", merged)) if model is not None
+    }
     if embed and not given:
-        raise ValueError(f"{op}: embed must be False where neither base nor merged is given, got True")
+        raise ValueError(
+            f"{op}: embed must be False where neither base nor merged is given, got True"
+        )
     models = {name: _tensors_of(op, masks.layout, name, model) for name, model in given.items()}
     rows = masks.packed.cpu()
     metadata = _describe(masks, rows)
@@ -119,7 +124,8 @@ def _write_safetensors(
 ) -> None:
     """One tensor after the other, each on the CPU only while it is written.
 
-    The package's own writer makes a temporary file of its own, which stays where a process is killed.
+    The package's own writer makes a temporary file of its own, which stays if the process is
+    killed.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -267,24 +273,20 @@ class _Header:
 
     def check_tensors(self, file: Any) -> None:
         """Names, dtypes and shapes of all tensors, before any is read."""
-        expected = {
-            f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))
-        }
+        expected = {f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))}
         for which in self.embedded:
             for info in self.layout.parameters:
-                dtype = self._embedded_dtype(which, info)
-                expected[f"{which}/{info.key}"] = (_SAFETENSORS_NAMES[dtype], list(info.shape))
+                name = _SAFETENSORS_NAMES[self._embedded_dtype(which, info)]
+                expected[f"{which}/{info.key}"] = (name, list(info.shape))
         present = set(file.keys())
         missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
         if missing or extra:
             self._fail(f"tensors are missing: {missing[:20]}, or not expected: {extra[:20]}")
         for key, (dtype, shape) in expected.items():
             part = file.get_slice(key)
-            if part.get_dtype() != dtype or part.get_shape() != shape:
-                self._fail(
-                    f"tensor {key!r} must be {dtype} {shape}, got {part.get_dtype()} "
-                    f"{part.get_shape()}"
-                )
+            found = (part.get_dtype(), part.get_shape())
+            if found != (dtype, shape):
+                self._fail(f"tensor {key!r} must be {dtype} {shape}, got {found[0]} {found[1]}")
 
     def _embedded_dtype(self, which: str, info: TensorInfo) -> torch.dtype:
         return info.dtype if which == "base" else accumulate_dtype(info.dtype)
@@ -333,7 +335,7 @@ _SAFETENSORS_NAMES = {
 
 
 def _tensors_of(op: str, layout: FlatLayout, name: str, model: Model) -> list[Tensor]:
-    """A model's tensors in flat order, on whatever device it is; a task vector in its wide dtype."""
+    """A model's tensors in flat order, on whatever device; a task vector in its wide dtype."""
     first = model if isinstance(model, Tensor) else next(iter(_tensor_values(model)), None)
     device = first.device if first is not None else torch.device("cpu")
     vectors = frozenset({"merged"})
@@ -350,7 +352,7 @@ def _tensor_values(model: Any) -> list[Tensor]:
 
 
 def _describe(masks: PackedMasks, rows: Tensor) -> dict[str, str]:
-    """The metadata that follow from the masks; all values but the first three and hashes are JSON."""
+    """The metadata that follow from the masks; JSON but for the first three and hashes."""
     layout = masks.layout
     return {
         "format": _FORMAT,
@@ -392,7 +394,7 @@ def _sha256(tensors: Sequence[Tensor]) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _metadata_sha256(metadata: Mapping[str, str]) -> str:

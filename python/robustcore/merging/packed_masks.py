@@ -23,9 +23,9 @@ class PackedMasks:
     packed words; only :meth:`unpack` and :meth:`counts` return something of size P.
 
     Attributes:
-        words: int64 [T, words]: bit ``i`` of word ``w`` is parameter ``64 w + i`` of the flat order,
-            so that on a little-endian machine bit ``i`` of byte ``j`` is parameter ``8 j + i``. Bits
-            past the last parameter are 0.
+        words: int64 [T, words]: bit ``i`` of word ``w`` is parameter ``64 w + i`` of the flat
+            order, so that on a little-endian machine bit ``i`` of byte ``j`` is parameter
+            ``8 j + i``. Bits past the last parameter are 0.
         tasks: The names of the tasks.
         layout: Keys, shapes and dtypes of the flat order (floating-point tensors sorted by name,
             each row-major), and the skipped buffers.
@@ -86,7 +86,7 @@ class PackedMasks:
 
     @property
     def packed(self) -> Tensor:
-        """The masks as uint8 [T, ceil(P / 8)], a view: bit ``i`` of byte ``j`` is parameter 8 j + i."""
+        """A view as uint8 [T, ceil(P / 8)]: bit ``i`` of byte ``j`` is parameter ``8 j + i``."""
         return self.words.view(torch.uint8)[:, : (self.num_parameters + 7) // 8]
 
     def unpack(self, task: int | str) -> Tensor:
@@ -106,11 +106,11 @@ class PackedMasks:
         return implementation(self.words).mask_histogram(self.words, self.num_parameters)
 
     def overlap(self) -> Tensor:
-        """How many parameters each pair of tasks keeps, int64 [T, T]; the diagonal is each alone."""
+        """How many parameters each pair of tasks keeps, int64 [T, T]; on the diagonal each task."""
         return implementation(self.words).mask_overlap(self.words)
 
     def consensus(self, k: int) -> PackedMasks:
-        r"""The mask of the parameters that at least k tasks keep: :math:`\mathbf 1\{\sum_t m_t \ge k\}`
+        r"""What at least k tasks keep: :math:`\mathbf 1\{\sum_t m_t \ge k\}`
 
         With k = 2 it drops catastrophic and selfish weights; the merged model is
         :math:`\theta_0 + \alpha\, m \odot \tau_M`. Counting is bit-sliced, nothing is unpacked.
@@ -189,8 +189,8 @@ class PackedMasks:
         tensors = [*starts, *changes]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise ValueError(
-                f"{op}: inplace must be False where tensors require grad and gradients are recorded, "
-                "got True; use torch.no_grad() to overwrite them"
+                f"{op}: inplace must be False where tensors require grad and gradients are "
+                "recorded, got True; use torch.no_grad() to overwrite them"
             )
         if not starts:
             return
@@ -236,8 +236,9 @@ class PackedMasks:
         base: Model | None = None,
         merged: Model | None = None,
     ) -> PackedMasks:
-        """Reads a file that :meth:`save` wrote, onto the CPU. Everything is checked before anything is
-        allocated.
+        """Reads a file that :meth:`save` wrote, onto the CPU.
+
+        Metadata, names, shapes and lengths are checked before anything of their size is allocated.
 
         Args:
             path: The file.
@@ -245,8 +246,8 @@ class PackedMasks:
             merged: The same for the multi-task vector.
 
         Raises:
-            ValueError: The file is not one of these, is truncated, damaged or inconsistent, or
-                a model is not the one it was made for; the message names the file and what is wrong.
+            ValueError: The file is not one of these, is truncated, damaged or inconsistent, or a
+                model is not the one it was made for; the message names file and fault.
             OSError: The file cannot be read.
         """
         from .mask_file import read_mask_file

@@ -1,7 +1,7 @@
 """Models as flat vectors: which tensors take part, in which order, and whether models match.
 
-The flat order of a state dict: its floating-point tensors sorted by name, each row-major, one after the
-other. Integer and boolean buffers are not part of it; they are carried from the base.
+The flat order of a state dict: its floating-point tensors sorted by name, each row-major, one after
+the other. Integer and boolean buffers are not part of it; they are carried from the base.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,8 @@ def tall_masks(
     Example:
         >>> import torch
         >>> from robustcore.merging import tall_masks
-        >>> base = {"w": torch.zeros(4)}
-        >>> tasks = {"a": {"w": torch.tensor([1.0, 0, 1, 0])}, "b": {"w": torch.tensor([0, 0, 1.0, 1])}}
+        >>> base = torch.zeros(4)
+        >>> tasks = {"a": torch.tensor([1.0, 0, 1, 0]), "b": torch.tensor([0, 0, 1.0, 1])}
         >>> masks = tall_masks(base, tasks, lambdas=(0.5, 1.5))
         >>> masks.densities
         tensor([[0.5000, 0.2500],
@@ -95,7 +96,8 @@ def tall_masks(
     tensors = _all_tensors(op, layout, device, models, base, merged)
     if device.type == "cuda" and len(models) > _MAXIMUM_CUDA_TASKS:
         raise ValueError(
-            f"{op}: finetuned must hold at most {_MAXIMUM_CUDA_TASKS} models on CUDA, got {len(models)}"
+            f"{op}: finetuned must hold at most {_MAXIMUM_CUDA_TASKS} models on CUDA, "
+            f"got {len(models)}"
         )
     origin, vector = tensors.pop("base"), tensors.pop("merged", [])
     rows = [row for model in tensors.values() for row in model]
@@ -115,8 +117,8 @@ class TallMasks:
     """Masks of T tasks for L values of λ, as :func:`tall_masks` makes them.
 
     Attributes:
-        codes: int64 [T, B, words]: bit ``i`` of word ``w`` of plane ``b`` is bit ``b`` of the number of
-            λ that parameter ``64 w + i`` of the flat order passes, B = ceil(log2(L + 1)).
+        codes: int64 [T, B, words]: bit ``i`` of word ``w`` of plane ``b`` is bit ``b`` of the
+            number of λ that parameter ``64 w + i`` of the flat order passes, B = ceil(log2(L + 1)).
         lambdas: The values of λ, in the order in which they were given.
         tasks: The names of the tasks.
         layout: Keys, shapes and dtypes of the flat order, and the skipped buffers.
@@ -182,7 +184,7 @@ class TallMasks:
                     f"{op}: lambdas must name the tasks {list(self.tasks)}, "
                     f"missing {missing}, unknown {unknown}"
                 )
-            chosen = [lambdas[name] for name in self.tasks]
+            chosen: list[Any] = [lambdas[name] for name in self.tasks]
         elif _is_number(lambdas):
             chosen = [lambdas] * len(self.tasks)
         elif isinstance(lambdas, (Sequence, Tensor)) and not isinstance(lambdas, (str, bytes)):
@@ -220,7 +222,9 @@ def _is_number(value: object) -> bool:
 
 def _checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
     if isinstance(lambdas, (str, bytes)) or not isinstance(lambdas, (Sequence, Tensor)):
-        raise TypeError(f"{op}: lambdas must be a sequence of numbers, got {type(lambdas).__name__}")
+        raise TypeError(
+            f"{op}: lambdas must be a sequence of numbers, got {type(lambdas).__name__}"
+        )
     given = lambdas.tolist() if isinstance(lambdas, Tensor) else list(lambdas)
     if not isinstance(given, list) or not 1 <= len(given) <= _MAXIMUM_LAMBDAS:
         raise ValueError(f"{op}: lambdas must hold 1 to {_MAXIMUM_LAMBDAS} values, got {lambdas}")

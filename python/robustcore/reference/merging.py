@@ -1,7 +1,7 @@
 """Model merging in plain PyTorch. Arguments are documented in :mod:`robustcore.merging`.
 
-The functions on packed masks mirror the operators: lists are models in flat order, masks are rows of int64
-words whose bit ``i`` of word ``w`` is parameter ``64 w + i``.
+The functions on packed masks mirror the operators: lists are models in flat order, masks are rows
+of int64 words whose bit ``i`` of word ``w`` is parameter ``64 w + i``.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def tall_mask_codes(
             for row in rows
         ]
         passed.append(torch.stack(masks))
-    masks = torch.cat(passed, dim=2)
-    number = masks.sum(1, dtype=torch.uint8)
+    bits = torch.cat(passed, dim=2)
+    number = bits.sum(1, dtype=torch.uint8)
     planes = [(number >> bit) & 1 for bit in range(len(lambdas).bit_length())]
-    return pack_words(torch.stack(planes, 1)), masks.sum(2)
+    return pack_words(torch.stack(planes, 1)), bits.sum(2)
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -183,4 +183,6 @@ def tall_masks_eager(
     """What a user writes without robustcore, the baseline of benchmarks: per task and λ one packed
     uint8 mask of flat float vectors."""
     total = summed_task_vectors(base, finetuned)
-    return [[pack_bits(tall_mask(base, row, total, value)) for value in lambdas] for row in finetuned]
+    return [
+        [pack_bits(tall_mask(base, row, total, value)) for value in lambdas] for row in finetuned
+    ]

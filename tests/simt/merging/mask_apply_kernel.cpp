@@ -1,5 +1,5 @@
-// Cases of merging/mask_apply.cuh. Models come as base0, merged0, result0, ...; without results the base
-// is overwritten.
+// Cases of merging/mask_apply.cuh. Models come as base0, merged0, result0, ...; without results the
+// base is overwritten.
 #include "merging/mask_apply.cuh"
 
 #include <stdexcept>
@@ -48,9 +48,13 @@ void apply(simt::Arguments& arguments) {
 
 }  // namespace
 
-RC_SIMT_CASE(mask_apply) { apply<AddWhereKept>(arguments); }
+RC_SIMT_CASE(mask_apply) {
+  apply<AddWhereKept>(arguments);
+}
 
-RC_SIMT_CASE(mask_multiply) { apply<ZeroWhereDropped>(arguments); }
+RC_SIMT_CASE(mask_multiply) {
+  apply<ZeroWhereDropped>(arguments);
+}
 
 RC_SIMT_CHECK(mask_apply) {
   std::vector<float> first(70), second(2100), add_first(70, 1.0f), add_second(2100, 1.0f);

@@ -44,9 +44,13 @@ RC_SIMT_CASE(mask_select) {
   launch_mask_select(p, simt::stream());
 }
 
-RC_SIMT_CASE(mask_unpack) { expand<uint8_t>(arguments); }
+RC_SIMT_CASE(mask_unpack) {
+  expand<uint8_t>(arguments);
+}
 
-RC_SIMT_CASE(mask_counts) { expand<int32_t>(arguments); }
+RC_SIMT_CASE(mask_counts) {
+  expand<int32_t>(arguments);
+}
 
 RC_SIMT_CASE(mask_consensus) {
   const MaskColumnParams p = column(arguments);
@@ -57,9 +61,9 @@ RC_SIMT_CASE(mask_consensus) {
 
 RC_SIMT_CASE(mask_histogram) {
   const MaskColumnParams p = column(arguments);
-  launch_mask_column(
-      p, packed_masks_cuda::Histogram{arguments.inout<unsigned long long>("histogram")},
-      simt::stream());
+  launch_mask_column(p,
+                     packed_masks_cuda::Histogram{arguments.inout<unsigned long long>("histogram")},
+                     simt::stream());
 }
 
 RC_SIMT_CASE(mask_overlap) {

@@ -1,5 +1,5 @@
-// Cases of merging/tall_masks.cuh and count_codes.cuh. Models come as base0, base1, ..., merged0, ... and
-// finetuned0_0 (task, tensor), ...
+// Cases of merging/tall_masks.cuh and count_codes.cuh. Models come as base0, base1, ..., merged0,
+// ... and finetuned0_0 (task, tensor), ...
 #include "merging/tall_masks.cuh"
 
 #include <cmath>
@@ -38,8 +38,14 @@ std::vector<double> read_lambdas(simt::Arguments& arguments) {
 RC_SIMT_CASE(tall_masks) {
   const Model shape = read_model(arguments);
   const int64_t tensors = shape.order.tensors(), tasks = arguments.integer("tasks");
-  TallMasksModel model{&shape.order, {}, {}, {}, read_lambdas(arguments), tasks,
-                       arguments.flag("strict"), arguments.output<uint32_t>("codes"),
+  TallMasksModel model{&shape.order,
+                       {},
+                       {},
+                       {},
+                       read_lambdas(arguments),
+                       tasks,
+                       arguments.flag("strict"),
+                       arguments.output<uint32_t>("codes"),
                        2 * word_count(shape.order.parameters())};
   const bool has_merged = arguments.flag("has_merged");
   model.finetuned.resize(tasks * tensors);
@@ -106,8 +112,8 @@ RC_SIMT_CHECK(tall_masks) {
           const float value = rows[2 * task + 2 + tensor][index];
           uint64_t passed = 0;
           for (int64_t n = 0; n < lambda_count; ++n) {
-            const bool kept = std::fabs(base - value) > std::fabs((base + merged) - value) *
-                                                            static_cast<float>(lambdas[n]);
+            const bool kept = std::fabs(base - value) >
+                              std::fabs((base + merged) - value) * static_cast<float>(lambdas[n]);
             passed += kept;
             expected_counts[task * lambda_count + n] += kept;
           }

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference import merging as reference
-from simt.harness import Executor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Tails of the 2048 parameters of a block; bits that start inside a word.
 SIZES = [[1], [0, 64, 0], [3, 2047, 2], [2049, 5], [100, 4100]]
 
 
-def given(
-    sizes: list[int], dtypes: list[torch.dtype]
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def given(sizes: list[int], dtypes: list[torch.dtype]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(sum(sizes))
     base = [
         torch.randn(size, generator=generator).to(dtype)

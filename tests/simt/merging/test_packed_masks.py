@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference import merging as reference
-from simt.harness import Executor
 
 # Tails of a word and of a block of 256 parameters or words.
 PARAMETERS = [1, 63, 64, 65, 257, 64 * 256 + 1]
@@ -75,6 +75,12 @@ def test_select(simt: Executor, planes: int) -> None:
     ranks = torch.randint(1, 2**planes, (tasks,))
     masks = torch.empty(tasks, words, dtype=torch.int64)
     simt.run(
-        "mask_select", codes=codes, masks=masks, ranks=ranks, tasks=tasks, planes=planes, words=words
+        "mask_select",
+        codes=codes,
+        masks=masks,
+        ranks=ranks,
+        tasks=tasks,
+        planes=planes,
+        words=words,
     )
     assert torch.equal(masks, reference.mask_select(codes, ranks.tolist()))

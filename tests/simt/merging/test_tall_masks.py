@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from simt.harness import Executor
 from torch import Tensor
 
 from robustcore.reference import merging as reference
-from simt.harness import Executor
 
 LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -45,9 +45,7 @@ def check(
 ) -> None:
     tasks = len(finetuned)
     rows = [tensor for model in finetuned for tensor in model]
-    expected, counts = reference.tall_mask_codes(
-        base, rows, merged or [], tasks, lambdas, strict
-    )
+    expected, counts = reference.tall_mask_codes(base, rows, merged or [], tasks, lambdas, strict)
     codes = torch.empty_like(expected)
     arguments: dict[str, object] = {f"base{i}": tensor for i, tensor in enumerate(base)}
     for task, model in enumerate(finetuned):
