@@ -1,0 +1,52 @@
+"""A comparison of times means nothing unless all contestants compute the same."""
+
+import pytest
+import torch
+
+from robustcore.benchmarks import all_benchmarks
+from robustcore.benchmarks.contestants import bind, make_contestants
+from robustcore.benchmarks.merging.tall_masks import eager, tuned
+from robustcore.benchmarks.registry import Case
+from robustcore.testing import assert_matches, named_tensors
+
+
+@pytest.mark.parametrize("name", ["losses.gated_cross_entropy", "pcr.linear_recurrence"])
+def test_contestants_agree_on_results_and_gradients(name):
+    (benchmark,) = [each for each in all_benchmarks() if each.name == name]
+    case = Case(benchmark.sizes[0], "forward+backward", "cpu")
+    inputs = benchmark.inputs(case, 0)
+    contestants, _ = make_contestants(benchmark, case)
+    results = {
+        contestant.name: named_tensors(bind(contestant, case, [inputs])(0))
+        for contestant in contestants
+        if contestant.kind != "compiled" and "compiled" not in contestant.name
+    }
+    expected = results.pop("robustcore")
+    assert "eager" in results
+    for contestant, result in results.items():
+        assert list(result) == list(expected)
+        for quantity, value in result.items():
+            message = f"{contestant}, {quantity}"
+            assert_matches(value, expected[quantity], rtol=1e-4, atol=1e-5, name=message)
+
+
+def test_all_masks_have_the_same_bits():
+    from robustcore.merging import tall_masks
+
+    lambdas = (0.2, 0.3, 0.4, 0.5, 0.6)
+    base = torch.randn(1003)
+    finetuned = [base + 0.1 * torch.randn(1003) for _ in range(3)]
+    expected, other = eager(base, finetuned), tuned(base, finetuned)
+    masks = tall_masks(base, finetuned)
+    for j, value in enumerate(lambdas):
+        packed = masks.select(value).packed
+        for t in range(3):
+            assert torch.equal(expected[t][j], other[t][j])
+            assert torch.equal(expected[t][j], packed[t])
+
+
+def test_input_sets_differ():
+    for benchmark in all_benchmarks():
+        case = Case(benchmark.sizes[0], "forward", "cpu")
+        first, second = (benchmark.inputs(case, seed).arguments[0] for seed in (0, 1))
+        assert not torch.equal(first, second)
