@@ -22,15 +22,14 @@ struct GatedCrossEntropy {
   Acc mix_first;   // the same, kept above zero: see begin()
   Acc mix_second;
 
-  static RC_INLINE GatedCrossEntropy begin(Acc gate_logit) {
+  static RC_INLINE GatedCrossEntropy begin(const LogisticPair<Acc>& opened) {
     // A class masked with -inf in one head is masked in the mixture, because 0 < g < 1 in exact
     // arithmetic. A gate that underflows to 0 would make it 0 * -inf = NaN; the smallest normal
     // number keeps the mask and changes no finite logit (NaN fails the comparison and stays).
     const Acc tiny = sizeof(Acc) == 8 ? Acc(2.2250738585072014e-308) : Acc(1.17549435e-38);
     GatedCrossEntropy row;
-    const LogisticPair<Acc> pair = logistic_pair(gate_logit);
-    row.gate = pair.value;
-    row.complement = pair.complement;
+    row.gate = opened.value;
+    row.complement = opened.complement;
     row.mix_first = row.complement < tiny ? tiny : row.complement;
     row.mix_second = row.gate < tiny ? tiny : row.gate;
     return row;

@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kResidentBlocks<T, kT
       }
       return;
     }
-    const Policy policy = Policy::begin(p.gate[row]);
+    const Policy policy = Policy::begin(logistic_pair(p.gate[row]));
     const RowSums<Acc> sums =
         reduce_row<kThreads>(thread_sums(p, policy, offset, thread, kThreads), JoinRowSums{});
     const TargetWeights<Acc> t = target_weights(p, target);
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kResidentBlocks<T, kT
       write_row_gradients(p, row, factor, p.row_gate_gradient[row], p.row_loss[row]);
     }
     if (!p.grad_first && !p.grad_second) return;
-    write_gradients(p, Policy::begin(p.gate[row]), row, target, p.row_lse[row],
+    write_gradients(p, Policy::begin(logistic_pair(p.gate[row])), row, target, p.row_lse[row],
                     factor * sample_weight(p, row), thread, kThreads);
   });
 }
