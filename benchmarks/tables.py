@@ -78,7 +78,8 @@ def _print_row(row: Mapping[str, Any], console: Console) -> None:
 
 def _accuracy(rows: list[Mapping[str, Any]]) -> Table:
     table = _table("\nerror against float64, by norm")
-    for heading in ("benchmark", "size", "quantity"):
+    table.add_column("benchmark", min_width=19, overflow="fold")
+    for heading in ("size", "quantity"):
         table.add_column(heading, overflow="fold")
     for heading in ("robustcore", "eager", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -23,6 +23,10 @@ import torch
 __all__ = ["Clock", "Measurement", "TimingPlan", "summarize", "take_turns"]
 
 
+# A call that takes so many times the time meant for all samples is measured once.
+_VERY_SLOW = 8
+
+
 @dataclass(frozen=True)
 class TimingPlan:
     """How long to measure.
@@ -30,7 +34,7 @@ class TimingPlan:
     Args:
         seconds: Time for each contestant of a row, about.
         block_seconds: Least length of a block.
-        least_samples: Taken however long they last.
+        least_samples: Taken even if they last longer.
         most_samples: Never more than these.
     """
 
@@ -115,8 +119,10 @@ def take_turns(
         block = max(1, math.ceil(plan.block_seconds / once))
         affordable = int(plan.seconds / (once * block))
         wanted = max(plan.least_samples, min(plan.most_samples, affordable))
+        if once > _VERY_SLOW * plan.seconds:
+            wanted = 1
         # Where a call takes seconds, the one that told so counts.
-        slow = block == 1 and affordable <= 1 < wanted
+        slow = block == 1 and affordable <= 1
         measurements.append(Measurement(block, [once] if slow else []))
         turns.append(wanted - slow)
 

@@ -72,6 +72,12 @@ def test_where_a_call_takes_longer_than_all_the_time_the_first_one_counts(turns)
     assert len(measurements[0].samples) == 3
 
 
+def test_where_a_call_takes_far_longer_one_sample_is_enough(turns):
+    _, measured, measurements = turns([8.5, 0.2], PLAN)
+    assert measurements[0].samples == [8.5]
+    assert [i for i, _ in measured] == [1] * 5
+
+
 def test_short_calls_run_in_blocks(turns):
     _, measured, (measurement,) = turns([0.001], PLAN)
     assert measurement.calls_per_sample == 10
@@ -86,5 +92,5 @@ def test_garbage_collection_is_on_again_after_an_error():
             raise ValueError("late")
 
     with pytest.raises(ValueError, match="late"):
-        take_turns([fails_later], TimingPlan(0.0, 0.0, 5, 5), Clock("cpu"))
+        take_turns([fails_later], TimingPlan(1.0, 0.0, 5, 5), Clock("cpu"))
     assert gc.isenabled()

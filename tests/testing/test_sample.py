@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from robustcore.testing import Sample, named_tensors, operators
+from robustcore.testing import Sample, assert_matches, named_tensors, operators
 
 
 @pytest.fixture
@@ -61,4 +61,5 @@ def test_samples_have_unique_names_and_never_change(case):
     for one, other in zip(first, again, strict=True):
         ours, theirs = (named_tensors((s.args, s.kwargs)) for s in (one, other))
         assert list(ours) == list(theirs)
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for name, value in ours.items():
+            assert_matches(value, theirs[name], name=name)
