@@ -29,8 +29,9 @@ struct Wide {
   typedef Acc type __attribute__((vector_size(64), aligned(alignof(Acc)), may_alias));
 };
 
-// target = base + (((t1 + t2) + t3) ...) with t_i = finetuned_i - base, one task after the other. Sums
-// stay in registers: written to memory after every task they would cost as much as reading weights.
+// target = base + (((t1 + t2) + t3) ...) with t_i = finetuned_i - base, one task after the other.
+// Sums stay in registers: written to memory after every task they would cost as much as reading
+// weights.
 template <class Acc>
 RC_TARGET_CLONES void sum_tasks(Acc* RC_RESTRICT target, const Acc* RC_RESTRICT base,
                                 const Acc* const* finetuned, int64_t tasks, int64_t count) {

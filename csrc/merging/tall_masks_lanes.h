@@ -78,9 +78,10 @@ RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>&
 #define RC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #define RC_AVX2 __attribute__((target("avx2")))
 
-// Packing computes from the first-level cache, while memory has nothing to do: a row's next but one
-// block is asked for meanwhile, into the second level. Addresses past the end of a tensor are allowed.
-constexpr int64_t kPrefetchDistance = 512;
+// Packing computes from the first-level cache, while memory has nothing to do: meanwhile what a row
+// holds a few blocks on is asked for, into the second level. Addresses past the end of a tensor are
+// allowed.
+constexpr int64_t kPrefetchDistance = 768;
 
 RC_INLINE void prefetch_group(const float* row) {
   for (int64_t i = 0; i < kWordBits; i += 16) {
