@@ -23,17 +23,39 @@ constexpr int64_t kChunk = 2048;
 constexpr int64_t kChunkWords = kChunk / kWordBits;
 static_assert(kBlock % kWordBits == 0 && kChunk % kBlock == 0);
 
+// A vector of 64 bytes, which compilers cut to what the processor has; it may lie anywhere.
+template <class Acc>
+struct Wide {
+  typedef Acc type __attribute__((vector_size(64), aligned(alignof(Acc)), may_alias));
+};
+
 // target = base + (((t1 + t2) + t3) ...) with t_i = finetuned_i - base, one task after the other.
+// Sums stay in registers: written to memory after every task they would cost as much as reading
+// weights.
 template <class Acc>
 RC_TARGET_CLONES void sum_tasks(Acc* RC_RESTRICT target, const Acc* RC_RESTRICT base,
                                 const Acc* const* finetuned, int64_t tasks, int64_t count) {
-  const Acc* RC_RESTRICT first = finetuned[0];
-  RC_SIMD for (int64_t i = 0; i < count; ++i) target[i] = first[i] - base[i];
-  for (int64_t task = 1; task < tasks; ++task) {
-    const Acc* RC_RESTRICT row = finetuned[task];
-    RC_SIMD for (int64_t i = 0; i < count; ++i) target[i] = target[i] + (row[i] - base[i]);
+  using Vector = typename Wide<Acc>::type;
+  constexpr int64_t kLanes = 64 / sizeof(Acc);
+  const auto at = [](const Acc* from) { return reinterpret_cast<const Vector*>(from); };
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    const Vector base_low = at(base + i)[0], base_high = at(base + i)[1];
+    Vector low = at(finetuned[0] + i)[0] - base_low;
+    Vector high = at(finetuned[0] + i)[1] - base_high;
+    for (int64_t task = 1; task < tasks; ++task) {
+      low = low + (at(finetuned[task] + i)[0] - base_low);
+      high = high + (at(finetuned[task] + i)[1] - base_high);
+    }
+    Vector* to = reinterpret_cast<Vector*>(target + i);
+    to[0] = base_low + low;
+    to[1] = base_high + high;
   }
-  RC_SIMD for (int64_t i = 0; i < count; ++i) target[i] = base[i] + target[i];
+  for (; i < count; ++i) {
+    Acc sum = finetuned[0][i] - base[i];
+    for (int64_t task = 1; task < tasks; ++task) sum = sum + (finetuned[task][i] - base[i]);
+    target[i] = base[i] + sum;
+  }
 }
 
 template <class Acc>

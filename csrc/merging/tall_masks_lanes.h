@@ -78,78 +78,127 @@ RC_TARGET_CLONES void pack_portable(const Run<Acc>& run, const LambdaTable<Acc>&
 #define RC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #define RC_AVX2 __attribute__((target("avx2")))
 
-// Up to 15 lambdas: the table fits one register, and each step of the bisection looks up the next
-// lambda for every lane by the code found so far.
-template <bool kStrict, int kPlanes>
-RC_AVX512 void pack_avx512(const Run<float>& run, const LambdaTable<float>& lambdas) {
-  static_assert(kPlanes >= 1 && kPlanes <= 4);
+// Packing computes from the first-level cache, while memory has nothing to do: meanwhile what a row
+// holds a few blocks on is asked for, into the second level. Addresses past the end of a tensor are
+// allowed.
+constexpr int64_t kPrefetchDistance = 768;
+
+RC_INLINE void prefetch_group(const float* row) {
+  for (int64_t i = 0; i < kWordBits; i += 16) {
+    __builtin_prefetch(row + kPrefetchDistance + i, 0, 2);
+  }
+}
+
+// Bisection finds a code in as many comparisons as it has bits. The lambda to compare with next is
+// blended, lane by lane, out of those that the bits found so far leave; `passed[b]` is bit b, known
+// above kBit.
+template <int kBit, int kUndecided>
+RC_AVX512 inline __attribute__((always_inline)) __m512 choose_lambda_avx512(
+    const __m512* lambdas, const __mmask16* passed, int code) {
+  if constexpr (kUndecided == kBit) {
+    return lambdas[code | (1 << kBit)];
+  } else {
+    return _mm512_mask_blend_ps(
+        passed[kUndecided], choose_lambda_avx512<kBit, kUndecided - 1>(lambdas, passed, code),
+        choose_lambda_avx512<kBit, kUndecided - 1>(lambdas, passed, code | (1 << kUndecided)));
+  }
+}
+
+template <bool kStrict, int kPlanes, int kBit>
+RC_AVX512 inline __attribute__((always_inline)) void bisect_avx512(
+    __m512 own, __m512 merged, const __m512* lambdas, __mmask16* passed) {
   constexpr int kOrder = kStrict ? _CMP_GT_OQ : _CMP_GE_OQ;
+  const __m512 lambda = choose_lambda_avx512<kBit, kPlanes - 1>(lambdas, passed, 0);
+  passed[kBit] = _mm512_cmp_ps_mask(own, _mm512_mul_ps(merged, lambda), kOrder);
+  if constexpr (kBit > 0) bisect_avx512<kStrict, kPlanes, kBit - 1>(own, merged, lambdas, passed);
+}
+
+// Up to 15 lambdas: they all fit into registers.
+template <bool kStrict, int kPlanes>
+RC_AVX512 void pack_avx512(const Run<float>& run, const LambdaTable<float>& table) {
+  static_assert(kPlanes >= 1 && kPlanes <= 4);
   const __m512 sign = _mm512_set1_ps(-0.0f);
-  const __m512 table = _mm512_loadu_ps(lambdas.value);
-  const __m512 middle = _mm512_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t task = 0; task < run.tasks; ++task)
+  __m512 lambdas[1 << kPlanes];
+  for (int n = 0; n < 1 << kPlanes; ++n) lambdas[n] = _mm512_set1_ps(table.value[n]);
+  for (int64_t task = 0; task < run.tasks; ++task) {
+    const float* finetuned = run.finetuned[task];
     for (int64_t group = 0; group < run.groups; ++group) {
-      const float* finetuned = run.finetuned[task];
+      prefetch_group(finetuned + group * kWordBits);
+      if (task == 0) prefetch_group(run.base + group * kWordBits);
       uint64_t word[kPlanes] = {};
+#pragma GCC unroll 4
       for (int part = 0; part < 4; ++part) {
         const int64_t i = group * kWordBits + part * 16;
         const __m512 value = _mm512_loadu_ps(finetuned + i);
-        const __m512 own =
-            _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.base + i), value));
-        const __m512 merged =
-            _mm512_andnot_ps(sign, _mm512_sub_ps(_mm512_loadu_ps(run.target + i), value));
-        __m512 lambda = middle;
-        __m512i code = _mm512_setzero_si512();
-#pragma GCC unroll 4
-        for (int b = kPlanes - 1; b >= 0; --b) {
-          const __mmask16 passed = _mm512_cmp_ps_mask(own, _mm512_mul_ps(merged, lambda), kOrder);
-          word[b] |= static_cast<uint64_t>(_cvtmask16_u32(passed)) << (16 * part);
-          if (b == 0) break;
-          code = _mm512_mask_or_epi32(code, passed, code, _mm512_set1_epi32(1 << b));
-          const __m512i next = _mm512_or_si512(code, _mm512_set1_epi32(1 << (b - 1)));
-          lambda = _mm512_permutexvar_ps(next, table);
+        const __m512 own = _mm512_sub_ps(_mm512_loadu_ps(run.base + i), value);
+        const __m512 merged = _mm512_sub_ps(_mm512_loadu_ps(run.target + i), value);
+        __mmask16 passed[kPlanes];
+        bisect_avx512<kStrict, kPlanes, kPlanes - 1>(
+            _mm512_andnot_ps(sign, own), _mm512_andnot_ps(sign, merged), lambdas, passed);
+        for (int b = 0; b < kPlanes; ++b) {
+          word[b] |= static_cast<uint64_t>(_cvtmask16_u32(passed[b])) << (16 * part);
         }
       }
       uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
       for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
     }
+  }
 }
 
 // The same with 8 lanes and up to 7 lambdas.
-template <bool kStrict, int kPlanes>
-RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& lambdas) {
-  static_assert(kPlanes >= 1 && kPlanes <= 3);
+template <int kBit, int kUndecided>
+RC_AVX2 inline __attribute__((always_inline)) __m256 choose_lambda_avx2(const __m256* lambdas,
+                                                                        const __m256* passed,
+                                                                        int code) {
+  if constexpr (kUndecided == kBit) {
+    return lambdas[code | (1 << kBit)];
+  } else {
+    return _mm256_blendv_ps(
+        choose_lambda_avx2<kBit, kUndecided - 1>(lambdas, passed, code),
+        choose_lambda_avx2<kBit, kUndecided - 1>(lambdas, passed, code | (1 << kUndecided)),
+        passed[kUndecided]);
+  }
+}
+
+template <bool kStrict, int kPlanes, int kBit>
+RC_AVX2 inline __attribute__((always_inline)) void bisect_avx2(__m256 own, __m256 merged,
+                                                               const __m256* lambdas,
+                                                               __m256* passed) {
   constexpr int kOrder = kStrict ? _CMP_GT_OQ : _CMP_GE_OQ;
+  const __m256 lambda = choose_lambda_avx2<kBit, kPlanes - 1>(lambdas, passed, 0);
+  passed[kBit] = _mm256_cmp_ps(own, _mm256_mul_ps(merged, lambda), kOrder);
+  if constexpr (kBit > 0) bisect_avx2<kStrict, kPlanes, kBit - 1>(own, merged, lambdas, passed);
+}
+
+template <bool kStrict, int kPlanes>
+RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& table) {
+  static_assert(kPlanes >= 1 && kPlanes <= 3);
   const __m256 sign = _mm256_set1_ps(-0.0f);
-  const __m256 table = _mm256_loadu_ps(lambdas.value);
-  const __m256 middle = _mm256_set1_ps(lambdas.value[1 << (kPlanes - 1)]);
-  for (int64_t task = 0; task < run.tasks; ++task)
+  __m256 lambdas[1 << kPlanes];
+  for (int n = 0; n < 1 << kPlanes; ++n) lambdas[n] = _mm256_set1_ps(table.value[n]);
+  for (int64_t task = 0; task < run.tasks; ++task) {
+    const float* finetuned = run.finetuned[task];
     for (int64_t group = 0; group < run.groups; ++group) {
-      const float* finetuned = run.finetuned[task];
+      prefetch_group(finetuned + group * kWordBits);
+      if (task == 0) prefetch_group(run.base + group * kWordBits);
       uint64_t word[kPlanes] = {};
+#pragma GCC unroll 8
       for (int part = 0; part < 8; ++part) {
         const int64_t i = group * kWordBits + part * 8;
         const __m256 value = _mm256_loadu_ps(finetuned + i);
-        const __m256 own =
-            _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.base + i), value));
-        const __m256 merged =
-            _mm256_andnot_ps(sign, _mm256_sub_ps(_mm256_loadu_ps(run.target + i), value));
-        __m256 lambda = middle;
-        __m256i code = _mm256_setzero_si256();
-#pragma GCC unroll 3
-        for (int b = kPlanes - 1; b >= 0; --b) {
-          const __m256 passed = _mm256_cmp_ps(own, _mm256_mul_ps(merged, lambda), kOrder);
-          word[b] |= static_cast<uint64_t>(_mm256_movemask_ps(passed)) << (8 * part);
-          if (b == 0) break;
-          code = _mm256_or_si256(
-              code, _mm256_and_si256(_mm256_castps_si256(passed), _mm256_set1_epi32(1 << b)));
-          const __m256i next = _mm256_or_si256(code, _mm256_set1_epi32(1 << (b - 1)));
-          lambda = _mm256_permutevar8x32_ps(table, next);
+        const __m256 own = _mm256_sub_ps(_mm256_loadu_ps(run.base + i), value);
+        const __m256 merged = _mm256_sub_ps(_mm256_loadu_ps(run.target + i), value);
+        __m256 passed[kPlanes];
+        bisect_avx2<kStrict, kPlanes, kPlanes - 1>(
+            _mm256_andnot_ps(sign, own), _mm256_andnot_ps(sign, merged), lambdas, passed);
+        for (int b = 0; b < kPlanes; ++b) {
+          word[b] |= static_cast<uint64_t>(_mm256_movemask_ps(passed[b])) << (8 * part);
         }
       }
       uint64_t* planes = run.planes + task * kPlanes * run.stride + group;
       for (int b = 0; b < kPlanes; ++b) planes[b * run.stride] = word[b];
     }
+  }
 }
 
 #endif
@@ -157,8 +206,7 @@ RC_AVX2 void pack_avx2(const Run<float>& run, const LambdaTable<float>& lambdas)
 // Tests and benchmarks name a lesser instruction set here: "avx2" or "portable".
 inline bool allowed(const char* instructions) {
   const char* limit = std::getenv("ROBUSTCORE_CPU_INSTRUCTIONS");
-  return limit == nullptr ||
-         (std::strcmp(limit, "avx2") == 0 && std::strcmp(instructions, "avx2") == 0);
+  return limit == nullptr || (std::strcmp(limit, "avx2") == 0 && std::strcmp(instructions, limit) == 0);
 }
 
 template <bool kStrict>
