@@ -44,19 +44,20 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
 
   // --- merging
   // Lists are models: tensors in the order of their sorted names. base: [tensors]; finetuned:
-  // [tasks * tensors], task by task; merged: [tensors] in the type of computation, or empty; lambdas
-  // ascending. Results: codes int64 [tasks, planes, words], where bit i of word w of plane b is bit b of
-  // the number of lambdas that parameter 64 w + i passes; counts int64 [tasks, lambdas].
+  // [tasks * tensors], task by task; merged: [tensors] in the type of computation, or empty;
+  // lambdas ascending. Results: codes int64 [tasks, planes, words], where bit i of word w of plane
+  // b is bit b of the number of lambdas that parameter 64 w + i passes; counts int64 [tasks,
+  // lambdas].
   m.def(
       "tall_masks(Tensor[] base, Tensor[] finetuned, Tensor[] merged, int tasks, "
       "float[] lambdas, bool strict) -> (Tensor, Tensor)");
-  // One packed mask per task from the codes: bit set where the code is at least the task's rank. Masks
-  // are int64 words, [tasks, words].
+  // One packed mask per task from the codes: bit set where the code is at least the task's rank.
+  // Masks are int64 words, [tasks, words].
   m.def("mask_select(Tensor codes, int[] ranks) -> Tensor");
   // One mask [words] as bool [parameters].
   m.def("mask_unpack(Tensor mask, int parameters) -> Tensor");
-  // How many of the masks keep each parameter, int32 [parameters]; how often each number occurs, int64
-  // [tasks + 1]; how many parameters each pair of masks keeps, int64 [tasks, tasks].
+  // How many of the masks keep each parameter, int32 [parameters]; how often each number occurs,
+  // int64 [tasks + 1]; how many parameters each pair of masks keeps, int64 [tasks, tasks].
   m.def("mask_counts(Tensor masks, int parameters) -> Tensor");
   m.def("mask_histogram(Tensor masks, int parameters) -> Tensor");
   m.def("mask_overlap(Tensor masks) -> Tensor");

@@ -150,6 +150,18 @@ def read_mask_file(
     """Reads a file that :meth:`PackedMasks.save` wrote, with the models embedded in it.
 
     Arguments and errors as for :meth:`PackedMasks.load`.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from robustcore.merging import read_mask_file, tall_masks
+        >>> base = torch.zeros(4)
+        >>> tasks = {"up": torch.tensor([1.0, 1.0, 0.0, 0.0]), "down": torch.full((4,), -1.0)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "masks.safetensors")
+        ...     tall_masks(base, tasks).select(0.4).save(path)
+        ...     file = read_mask_file(path)
+        >>> file.masks.tasks, file.base is None
+        (('up', 'down'), True)
     """
     op = "PackedMasks.load"
     name = os.fspath(path)

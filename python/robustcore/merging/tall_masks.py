@@ -123,6 +123,16 @@ class TallMasks:
         tasks: The names of the tasks.
         layout: Keys, shapes and dtypes of the flat order, and the skipped buffers.
         comparison: ``"strict"`` or ``"paper"``.
+
+    Example:
+        >>> import torch
+        >>> from robustcore.merging import tall_masks
+        >>> tasks = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, -1.0, 2.0])]
+        >>> masks = tall_masks(torch.zeros(3), tasks, lambdas=(0.5, 0.9))
+        >>> [[round(density, 2) for density in task] for task in masks.densities.tolist()]
+        [[0.67, 0.67], [0.67, 0.67]]
+        >>> masks.select([0.9, 0.5]).unpack(1).tolist()
+        [False, True, True]
     """
 
     def __init__(
