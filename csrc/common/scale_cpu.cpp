@@ -15,6 +15,7 @@ void scale_(std::vector<Tensor> tensors, const Tensor& factor) {
   check_numel("scale_", "factor", factor, 1);
   for (const Tensor& tensor : tensors) {
     RC_CHECK(tensor.is_contiguous(), "scale_: tensors must be contiguous");
+    check_same_device("scale_", "factor", factor, tensor);
     RC_CHECK(factor.scalar_type() == accumulate_type(tensor),
              "scale_: factor must have the dtype that the tensors are computed in");
     dispatch_floating(tensor.scalar_type(), [&](auto tag) {

@@ -9,6 +9,7 @@ void scale_(std::vector<Tensor> tensors, const Tensor& factor) {
   for (const Tensor& tensor : tensors) {
     RC_CHECK(tensor.is_contiguous() && is_vector_aligned(tensor),
              "scale_: tensors must be contiguous and start on a 16-byte boundary");
+    check_same_device("scale_", "factor", factor, tensor);
     RC_CHECK(factor.scalar_type() == accumulate_type(tensor),
              "scale_: factor must have the dtype that the tensors are computed in");
     const DeviceScope device(tensor);

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/errors.h"
 #include "common/float16.h"
 
 namespace robustcore {
@@ -58,12 +59,19 @@ inline ScalarType accumulate_type(const Tensor& tensor) {
 // cost several times what writing it does. A no-op off Linux and for small buffers.
 void advise_huge_pages(void* data, int64_t bytes);
 
+// The shim keeps the allocator's message to itself, and trainers catch torch.OutOfMemoryError.
+[[noreturn]] inline void raise_allocation_failed(const Tensor& like, int64_t count,
+                                                 size_t element_size) {
+  raise(like.is_cuda() ? "OutOfMemoryError" : "RuntimeError", "robustcore: could not allocate ",
+        count, " elements of ", element_size, " bytes");
+}
+
 // A contiguous uninitialised tensor on the device of `like`. Through the C shim rather than the
 // dispatcher, which costs twice as much: small calls consist of little else.
 inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                     ScalarType type) {
-  constexpr size_t kMaxDimensions = 8;
-  RC_CHECK(sizes.size() <= kMaxDimensions, "robustcore: fresh() takes up to 8 dimensions");
+  constexpr size_t kMaxDimensions = 64;  // torch's own limit
+  RC_CHECK(sizes.size() <= kMaxDimensions, "robustcore: fresh() takes up to 64 dimensions");
   int64_t strides[kMaxDimensions];
   int64_t count = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
@@ -74,9 +82,10 @@ inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
-                                                         sizes.data(), strides, dtype, device_type,
-                                                         like.get_device_index(), &handle));
+  const auto status =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, dtype,
+                               device_type, like.get_device_index(), &handle);
+  if (status != 0) raise_allocation_failed(like, count, aoti_torch_dtype_element_size(dtype));
   Tensor result(handle);
   if (result.is_cpu()) {
     advise_huge_pages(result.mutable_data_ptr(),
@@ -91,7 +100,12 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
 
 // The tensor itself where it is contiguous: aten::contiguous would find that out more slowly.
 inline Tensor made_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (tensor.is_contiguous()) return tensor;
+  try {
+    return torch::stable::contiguous(tensor);
+  } catch (const std::runtime_error&) {  // nothing else can fail in a copy of a valid tensor
+    raise_allocation_failed(tensor, tensor.numel(), tensor.element_size());
+  }
 }
 
 inline std::optional<Tensor> made_contiguous(const std::optional<Tensor>& tensor) {

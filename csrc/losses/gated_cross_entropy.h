@@ -24,9 +24,10 @@ struct GatedCrossEntropy {
 
   static RC_INLINE GatedCrossEntropy begin(const LogisticPair<Acc>& opened) {
     // A class masked with -inf in one head is masked in the mixture, because 0 < g < 1 in exact
-    // arithmetic. A gate that underflows to 0 would make it 0 * -inf = NaN; the smallest normal
-    // number keeps the mask and changes no finite logit (NaN fails the comparison and stays).
-    const Acc tiny = sizeof(Acc) == 8 ? Acc(2.2250738585072014e-308) : Acc(1.17549435e-38);
+    // arithmetic. A gate that underflows to 0 would make it 0 * -inf = NaN; the smallest positive
+    // number keeps the mask, and moves even the largest finite logit by less than 1e-6 (NaN fails
+    // the comparison and stays).
+    const Acc tiny = sizeof(Acc) == 8 ? Acc(4.9406564584124654e-324) : Acc(1.40129846e-45);
     GatedCrossEntropy row;
     row.gate = opened.value;
     row.complement = opened.complement;

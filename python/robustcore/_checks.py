@@ -17,6 +17,7 @@ __all__ = [
     "check_choice",
     "check_device",
     "check_floating",
+    "check_int64",
     "check_shape",
     "check_tensor",
 ]
@@ -38,6 +39,16 @@ def autocast_enabled(device: torch.device) -> bool:
 def check_tensor(op: str, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
+
+
+def check_int64(op: str, name: str, value: Any) -> None:
+    # Symbolic integers of traced programs pass as what they stand for.
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit into 64 bits, got {value}")
 
 
 def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:

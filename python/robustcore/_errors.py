@@ -6,6 +6,8 @@ import builtins
 import re
 from types import TracebackType
 
+import torch
+
 __all__ = ["translated"]
 
 _MARKER = re.compile(r"\[robustcore:(\w+)\] ([^\n]*)")
@@ -27,7 +29,8 @@ class _Translated:
         traceback: TracebackType | None,
     ) -> None:
         if kind is RuntimeError and (match := _MARKER.search(str(error))):
-            raise getattr(builtins, match.group(1))(match.group(2)) from None
+            name, message = match.groups()
+            raise (getattr(builtins, name, None) or getattr(torch, name))(message) from None
 
 
 translated = _Translated()

@@ -214,6 +214,23 @@ class TestCorners:
             assert (actual[:, [1, 5]] == 0).all()
         torch.testing.assert_close(gradients[2], wanted[2])
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("gate", [-800.0, -100.0, -90.0, -80.0, 80.0, 90.0, 100.0, 800.0])
+    @pytest.mark.parametrize("which", ["prediction", "noise"])
+    def test_a_mask_of_the_largest_finite_number(self, which, gate, dtype) -> None:
+        f = torch.tensor([[0.0, 1.0, 2.0]], dtype=dtype)
+        e = torch.tensor([[1.0, -1.0, 0.0]], dtype=dtype)
+        (f if which == "prediction" else e)[0, 1] = torch.finfo(dtype).min
+        s, y = torch.tensor([gate], dtype=torch.float64), torch.tensor([0])
+        leaves = [t.requires_grad_() for t in (f, e)]
+        loss = gated_cross_entropy(f, e, s, y)
+        wide = [t.detach().double().requires_grad_() for t in leaves]
+        exact = reference.losses.gated_cross_entropy(*wide, s, y)
+        tolerance = {"rtol": 4 * MACHINE_EPSILON[dtype], "atol": 2e-6}
+        assert_matches(loss, exact, **tolerance)
+        for a, b in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, wide)):
+            assert_matches(a, b, **tolerance)
+
     def test_a_masked_target_is_infinitely_wrong(self) -> None:
         f = torch.tensor([[0.0, -math.inf]])
         loss = gated_cross_entropy(f, f, torch.zeros(1), torch.tensor([1]))

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from robustcore import reference
 from robustcore.losses import gated_cross_entropy, gated_cross_entropy_scores
@@ -155,6 +155,38 @@ class TestTransforms:
         torch.testing.assert_close(nested(loss)(f), nested(exact)(f))
 
     @pytest.mark.parametrize("reduction", ["none", "mean"])
+    def test_vmap_and_per_sample_gradients(self, reduction: str) -> None:
+        f, e, s, _ = (torch.stack([t.detach()] * 3) * torch.tensor(1.5) for t in leaves())
+        f = f + torch.arange(3.0).reshape(3, 1, 1)
+
+        def total(function):
+            return lambda f, e, s: function(f, e, s, TARGET, reduction=reduction).sum()
+
+        both = [total(gated_cross_entropy), total(reference.losses.gated_cross_entropy)]
+        for transform in (torch.func.vmap, lambda g: torch.func.vmap(torch.func.grad(g))):
+            actual, expected = (transform(function)(f, e, s) for function in both)
+            torch.testing.assert_close(actual, expected)
+
+    @pytest.mark.parametrize("reduction", ["none", "mean"])
+    def test_batched_cotangents(self, reduction: str) -> None:
+        f, e, s, _ = leaves()
+        results = []
+        for function in (gated_cross_entropy, reference.losses.gated_cross_entropy):
+            loss = function(f, e, s, TARGET, reduction=reduction)
+            cotangents = torch.ones(3, *loss.shape, dtype=loss.dtype)
+            results.append(torch.autograd.grad(loss, (f, e, s), cotangents, is_grads_batched=True))
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b)
+
+    def test_forward_mode_is_refused(self) -> None:
+        f, e, s, _ = (t.detach() for t in leaves())
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(f, torch.ones_like(f))
+            with pytest.raises(NotImplementedError, match="forward-mode"):
+                gated_cross_entropy(dual, e, s, TARGET)
+            assert gated_cross_entropy(f, e, s, TARGET).isfinite()
+
+    @pytest.mark.parametrize("reduction", ["none", "mean"])
     def test_compile_in_one_graph(self, reduction: str) -> None:
         f, e, s, v = (t.detach().float().requires_grad_() for t in leaves())
 
@@ -211,6 +243,11 @@ class TestTransforms:
         )
         assert loss.shape == ()
         assert loss.device.type == "meta"
+        f.requires_grad_()
+        gated_cross_entropy(
+            f, f.detach(), f.new_empty(4), torch.empty(4, dtype=torch.int64, device="meta")
+        ).backward()
+        assert f.grad is not None
 
 
 class TestRawOperators:
@@ -258,6 +295,24 @@ class TestRawOperators:
         )[0]
         with pytest.raises(RuntimeError, match="returns gradients and has none itself"):
             loss.backward()
+
+    def test_a_class_weight_that_requires_grad_is_refused_not_dropped(self) -> None:
+        f, e, s, _ = leaves()
+        weight = WEIGHT.clone().requires_grad_()
+        loss = OPS.gated_cross_entropy(f, e, s, TARGET, weight, None, -100, 0.0, 1)[0]
+        with pytest.raises(RuntimeError, match="weight has no derivative"):
+            loss.backward()
+
+    def test_scaling_in_place_is_seen_by_autograd(self) -> None:
+        leaf = torch.ones(3, requires_grad=True)
+        with pytest.raises(RuntimeError, match="must not require grad"):
+            OPS.scale_([leaf * 1], torch.tensor(2.0))
+        constant = torch.ones(3)
+        product = (leaf * constant).sum()
+        OPS.scale_([constant], torch.tensor(2.0))
+        assert constant.tolist() == [2, 2, 2]
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
 
     def test_wrong_raw_arguments_are_refused(self) -> None:
         f, e, s, _ = (t.detach() for t in leaves())

@@ -18,6 +18,13 @@ F, E, S, Y = torch.randn(8, 5), torch.randn(8, 5), torch.randn(8), torch.randint
         ({"target": None}, TypeError, "target must be a torch.Tensor, got NoneType"),
         ({"sample_weight": 2.0}, TypeError, "sample_weight must be a torch.Tensor, got float"),
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got float"),
+        ({"ignore_index": True}, TypeError, "ignore_index must be an int, got bool"),
+        ({"ignore_index": 2**70}, ValueError, "ignore_index must fit into 64 bits"),
+        ({"dim": 0.5}, TypeError, "dim must be an int, got float"),
+        ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a float, got str"),
+        ({"label_smoothing": torch.tensor(0.1)}, TypeError, "must be a float, got Tensor"),
+        ({"reduction": ["mean"]}, TypeError, "reduction must be a str, got list"),
+        ({"noise": E.to_sparse()}, TypeError, "noise must be a dense .* got torch.sparse_coo"),
         ({"noise": E.to("meta")}, ValueError, "noise must be on cpu, got meta"),
         ({"target": Y.to("meta")}, ValueError, "target must be on cpu, got meta"),
         (
@@ -103,3 +110,24 @@ def test_the_module_keeps_its_options() -> None:
     assert torch.equal(criterion.scores(F, E, S, Y).loss, expected)
     assert list(criterion.state_dict()) == ["weight"]
     assert "ignore_index=2" in repr(criterion)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"reduction": "avg"}, ValueError),
+        ({"label_smoothing": 2.0}, ValueError),
+        ({"weight": [1.0]}, TypeError),
+        ({"weight": torch.nn.Parameter(torch.ones(5))}, ValueError),
+    ],
+)
+def test_the_module_checks_its_options_at_once(options, error) -> None:
+    with pytest.raises(error, match="GatedCrossEntropyLoss: "):
+        GatedCrossEntropyLoss(**options)
+
+
+def test_running_out_of_memory_says_how_much_was_wanted() -> None:
+    huge = torch.zeros(1, 1).expand(2**20, 2**28)
+    target = torch.zeros(1, dtype=torch.int64).expand(2**20)
+    with pytest.raises(RuntimeError, match=r"(allocate|memory)"):
+        gated_cross_entropy(huge.requires_grad_(), huge, torch.zeros(1).expand(2**20), target)

@@ -13,11 +13,12 @@ from .._checks import (
     check_choice,
     check_device,
     check_floating,
+    check_int64,
     check_shape,
     check_tensor,
 )
 
-__all__ = ["REDUCTIONS", "TwoLogitArguments", "two_logit_arguments"]
+__all__ = ["REDUCTIONS", "TwoLogitArguments", "check_class_options", "two_logit_arguments"]
 
 # The numbers of csrc/losses/two_logits.h.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -55,12 +56,9 @@ def two_logit_arguments(
     check_tensor(op, names[1], second)
     check_tensor(op, "gate", gate)
     check_tensor(op, "target", target)
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"{op}: ignore_index must be an int, got {type(ignore_index).__name__}")
-    if reduction not in REDUCTIONS:
-        check_choice(op, "reduction", reduction, tuple(REDUCTIONS))
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{op}: label_smoothing must be in [0, 1], got {label_smoothing}")
+    check_int64(op, "ignore_index", ignore_index)
+    check_int64(op, "dim", dim)
+    check_class_options(op, label_smoothing, reduction)
 
     device = first.device
     check_device(op, names[1], second, device)
@@ -138,6 +136,20 @@ def two_logit_arguments(
         shape,
         compute if autocast else dtype,
     )
+
+
+def check_class_options(op: str, label_smoothing: float, reduction: str) -> None:
+    """Options that a module can check when it is made."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"{op}: reduction must be a str, got {type(reduction).__name__}")
+    if reduction not in REDUCTIONS:
+        check_choice(op, "reduction", reduction, tuple(REDUCTIONS))
+    if not isinstance(label_smoothing, int | float):
+        raise TypeError(
+            f"{op}: label_smoothing must be a float, got {type(label_smoothing).__name__}"
+        )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1], got {label_smoothing}")
 
 
 def _with_one_class(shape: torch.Size, dim: int, dimensions: int) -> torch.Size:

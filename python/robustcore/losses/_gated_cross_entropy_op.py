@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulate_dtype
-from .._library import Operator, direct_apply
+from .._library import Operator, direct_apply, is_batch_of_cotangents
+from .._scale import scale_
 
 __all__ = ["backward_operator", "forward_operator", "gradient_in_forward", "scores_operator"]
 
@@ -84,6 +85,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     if grad_loss is None:
         return (None,) * 9
+    if ctx.needs_input_grad[_WEIGHT]:
+        raise RuntimeError(
+            "gated_cross_entropy: weight has no derivative; use sample_weight for weights with one"
+        )
     return _gradients(ctx, grad_loss, ctx.saved_tensors)
 
 
@@ -190,9 +195,6 @@ _with_gradients = Operator(
 )
 
 
-_scale = torch.ops.robustcore.scale_.default
-
-
 class _GradientInForward(torch.autograd.Function):
     """Scalar reductions in eager mode: the gradients are written while a row is in cache.
 
@@ -214,9 +216,10 @@ class _GradientInForward(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         needs = ctx.needs_input_grad
-        if gradients is None or torch.is_grad_enabled():
+        transformed = torch.is_grad_enabled() or is_batch_of_cotangents(grad_loss)
+        if gradients is None or transformed:
             saved = ctx.saved_tensors
-            if torch.is_grad_enabled():
+            if transformed:
                 with torch.no_grad():
                     _, *statistics = forward_operator(*saved, *ctx.options)
                 return _gradients(ctx, grad_loss, (*saved, *statistics))
@@ -224,7 +227,7 @@ class _GradientInForward(torch.autograd.Function):
             _, *gradients = _with_gradients(*saved, *ctx.options, needs[_PREDICTION], needs[_NOISE])
         # On the CPU looking at the factor is cheaper than a call; elsewhere the kernel looks.
         if not grad_loss.is_cpu or grad_loss.item() != 1.0:
-            _scale(gradients, grad_loss)
+            scale_(gradients, grad_loss)
         prediction, noise, gate, sample_weight = gradients
         return (
             prediction if needs[_PREDICTION] else None,

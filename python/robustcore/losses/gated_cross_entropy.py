@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_tensor
 from .._library import functorch_active
 from .._reference import wants_reference
-from ._classification import TwoLogitArguments, two_logit_arguments
+from ._classification import TwoLogitArguments, check_class_options, two_logit_arguments
 from ._gated_cross_entropy_op import forward_operator, gradient_in_forward, scores_operator
 from .results import GatedCrossEntropyScores
 
@@ -66,8 +67,9 @@ def gated_cross_entropy(
     Raises:
         TypeError: An argument is not a tensor or has an unsupported dtype.
         ValueError: Devices or shapes differ, there are no classes, or an option is out of range.
-        IndexError: A target is out of range (CPU). On CUDA this is a device-side assertion, as
-            in PyTorch, reported at the next synchronisation.
+        IndexError: A target is out of range (CPU; under ``torch.compile`` a RuntimeError). On CUDA
+            this is a device-side assertion, as in PyTorch, reported at the next synchronisation.
+        NotImplementedError: Forward-mode derivatives, which are not offered.
 
     Numerics: 16-bit inputs are computed in float32, float64 in float64; :math:`1-\gamma` is formed
     as :math:`\sigma(-s)`. A class that one head masks with ``-inf`` is masked in the mixture,
@@ -77,8 +79,9 @@ def gated_cross_entropy(
 
     Cost: one pass over the logits forward and two backward, no temporary of size N·C. For scalar
     reductions of float32, float64 and bfloat16 in eager mode the gradients are written during the
-    forward pass, which saves a third of the memory traffic. Second derivatives are computed by
-    the plain PyTorch reference.
+    forward pass, which saves a third of the memory traffic; they live until the backward pass,
+    also under activation checkpointing. Second derivatives are computed by the plain PyTorch
+    reference, and ``torch.func.vmap`` takes the members of a batch one after another.
 
     Source: Wang et al., Pi-DUAL: Using Privileged Information to Distinguish Clean from Noisy
     Labels, arXiv 2310.06600.
@@ -194,6 +197,7 @@ def _pays_in_forward(a: TwoLogitArguments) -> bool:
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not functorch_active()
+        and a.first.device.type != "meta"
     )
 
 
@@ -247,6 +251,11 @@ class GatedCrossEntropyLoss(nn.Module):
         dim: int = -1,
     ) -> None:
         super().__init__()
+        check_class_options("GatedCrossEntropyLoss", label_smoothing, reduction)
+        if weight is not None:
+            check_tensor("GatedCrossEntropyLoss", "weight", weight)
+            if weight.requires_grad:
+                raise ValueError("GatedCrossEntropyLoss: weight must not require grad, but does")
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
