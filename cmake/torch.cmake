@@ -21,7 +21,8 @@ if root is not None:
   OUTPUT_VARIABLE torch_facts)
 if(NOT torch_facts)
   message(FATAL_ERROR "robustcore: torch >= 2.11 was not found for ${Python_EXECUTABLE}; "
-    "install it first, then run: pip install --no-build-isolation .")
+    "install it in this environment, then run pip install . there (where the build runs in an "
+    "environment of its own, install scikit-build-core and pybind11 too and add --no-build-isolation)")
 endif()
 list(GET torch_facts 0 torch_root)
 list(GET torch_facts 1 torch_version)

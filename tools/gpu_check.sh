@@ -5,7 +5,7 @@
 # Needed there: nvcc, a C++20 compiler, CMake, ninja, and a Python with a CUDA build of torch, pybind11,
 # pytest, hypothesis, typer and rich. Nothing is downloaded and nothing is installed.
 #
-#   PYTHON=python3            the Python to use
+#   PYTHON=python3            the Python to use (default: .venv/bin/python where it exists)
 #   GPU_CHECK_SECONDS=590     time for everything
 #   GPU_CHECK_RESULTS=...     folder for the result file (default: benchmarks/results)
 #   ROBUSTCORE_COMMIT=...     the commit, where the sources are a copy without .git
@@ -15,6 +15,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
+[[ -z ${PYTHON:-} && -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 PYTHON=${PYTHON:-python3}
 limit=${GPU_CHECK_SECONDS:-590}
 results=${GPU_CHECK_RESULTS:-benchmarks/results}

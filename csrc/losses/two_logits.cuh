@@ -1,4 +1,4 @@
-// CUDA driver for the losses of class 2: two logit tensors and a gate. See two_logits.h for the
+// CUDA driver for the losses of two logit tensors and a gate. See two_logits.h for the
 // problem and gated_cross_entropy.h for a policy.
 //
 // A row belongs to one warp (few classes) or to one block. Its statistics come from a single pass

@@ -1,5 +1,5 @@
-// The problem that the drivers of class 2 solve (two logit tensors and a gate per row), for CPU and
-// CUDA alike. No torch.
+// The problem that the drivers of the two-logit losses solve (two logit tensors and a gate per
+// row), for CPU and CUDA alike. No torch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// CPU backend of the class-2 operators: threads over rows, and what is computed from all rows.
+// CPU backend of the two-logit operators: threads over rows, and what is computed from all rows.
 #pragma once
 
 #include "common/errors.h"

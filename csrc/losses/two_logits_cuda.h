@@ -1,4 +1,4 @@
-// CUDA backend of the class-2 operators.
+// CUDA backend of the two-logit operators.
 #pragma once
 
 #include "common/cuda.h"

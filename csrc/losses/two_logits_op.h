@@ -1,4 +1,4 @@
-// The operators of a class-2 loss, the same for CPU and CUDA: checks, output tensors, problem
+// The operators of a two-logit loss, the same for CPU and CUDA: checks, output tensors, problem
 // struct. A backend brings the drivers; a policy brings the loss. See gated_cross_entropy_cpu.cpp
 // for the few lines that remain of a registration.
 #pragma once

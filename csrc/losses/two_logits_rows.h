@@ -1,6 +1,6 @@
-// CPU kernels for the losses of class 2: walk rows, vectorised over the classes. A row is read from
-// memory once and revisited in cache. See two_logits.h for the problem and gated_cross_entropy.h
-// for a policy.
+// CPU kernels for the losses of two logit tensors and a gate: walk rows, vectorised over the
+// classes. A row is read from memory once and revisited in cache. See two_logits.h for the problem
+// and gated_cross_entropy.h for a policy.
 #pragma once
 
 #include <array>

@@ -62,3 +62,16 @@ def test_readme_examples(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_readme_has_an_example_for_each_family() -> None:
     text = "\n".join(readme_blocks())
     assert all(f"robustcore.{family}" in text for family in ("losses", "merging", "pcr"))
+
+
+ROOT = README.parent
+PAGES = sorted(path for path in ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    broken = [
+        link for link in links if "://" not in link and not (page.parent / link).resolve().exists()
+    ]
+    assert not broken

@@ -93,7 +93,7 @@ def cuda_kernels_for(capability: tuple[int, int], build: Mapping[str, Any]) -> s
     later.
     """
     if not build["cuda"]:
-        return "none: this build has no CUDA kernels, so its operators fail there"
+        return "none: this build has no CUDA kernels, so the references run there"
     wanted = capability[0] * 10 + capability[1]
     machine_code, ptx = [], []
     for number, kind in re.findall(r"(\d+)[a-z]?(-real|-virtual)?", build["cuda_architectures"]):

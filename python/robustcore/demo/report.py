@@ -146,7 +146,7 @@ once with cross-entropy, once with Pi-DUAL through
 <code>robustcore.losses.gated_cross_entropy</code>. Pi-DUAL adds a noise network and a gate which
 see only the privileged information: who gave the label, how many of the image's other two
 annotators agree with it, and a random vector per image. At test time Pi-DUAL uses the classifier
-alone. Two further rows show where the limits are: the majority of the three labels (which the
+alone. Two further rows put that into context: the majority of the three labels (which the
 first two methods do not see), and the true labels.</p>
 {_table(accuracy_header, accuracies)}
 <p class="soft">Mean ± standard deviation over the seeds. The best epoch is picked on the test set

@@ -65,14 +65,14 @@ def run(
                 progress.stop_task(bar)
         results["machine"] = _machine()
     results["seconds"] = time.perf_counter() - start
-    results["report"] = str(folder / "index.html")
+    results["report"] = "index.html"
 
     page = report.render(results)
     numbers = json.dumps(results, indent=1, allow_nan=False) + "\n"
     _write_folder(folder, {"index.html": page, "results.json": numbers})
     if json_file is not None:
         _write_file(json_file, numbers)
-    _print_summary(console, results)
+    _print_summary(console, results, folder / "index.html")
     return results
 
 
@@ -223,7 +223,7 @@ def _umask() -> int:
     return mask
 
 
-def _print_summary(console: Console, results: dict[str, Any]) -> None:
+def _print_summary(console: Console, results: dict[str, Any], page: Path) -> None:
     noisy, merging = results["noisy_labels"], results["task_vectors"]
     sequence = results["sequence_model"]
     methods, detection = noisy["methods"], noisy["detection"]
@@ -283,4 +283,4 @@ def _print_summary(console: Console, results: dict[str, Any]) -> None:
     console.print(table)
     # Unwrapped, so that the path can be copied.
     console.print(f"Finished in {results['seconds']:.0f} s. Report:", end=" ")
-    console.print(results["report"], soft_wrap=True, highlight=False)
+    console.print(str(page), soft_wrap=True, highlight=False)
