@@ -29,7 +29,8 @@ class PackedMasks:
         tasks: The names of the tasks.
         layout: Keys, shapes and dtypes of the flat order (floating-point tensors sorted by name,
             each row-major), and the skipped buffers.
-        lambdas: λ of each task; for a consensus those of the masks it was made from. Or None.
+        lambdas: λ of each task; for a consensus those of the masks it was made from. Or None, as
+            for a consensus of a consensus.
         comparison: ``"strict"`` or ``"paper"``.
         k: For a consensus: how many masks had to keep a parameter. Else None.
         sources: For a consensus: the tasks that it was made from. Else empty.
@@ -59,10 +60,19 @@ class PackedMasks:
         k: int | None = None,
         sources: tuple[str, ...] = (),
     ) -> None:
-        self.words = words
+        op = "PackedMasks"
         self.layout = layout
         self.tasks = tuple(tasks)
-        self.lambdas = lambdas
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"{op}: tasks must have distinct names, got {list(self.tasks)}")
+        shape = (len(self.tasks), (layout.num_parameters + 63) // 64)
+        if not isinstance(words, Tensor) or words.dtype != torch.int64:
+            found = words.dtype if isinstance(words, Tensor) else type(words).__name__
+            raise TypeError(f"{op}: words must be an int64 tensor, got {found}")
+        if tuple(words.shape) != shape:
+            raise ValueError(f"{op}: words must have shape {shape}, got {tuple(words.shape)}")
+        self.words = words.contiguous()
+        self.lambdas = None if lambdas is None else tuple(float(value) for value in lambdas)
         self.comparison = comparison
         self.k = k
         self.sources = sources
@@ -131,7 +141,8 @@ class PackedMasks:
             words.unsqueeze(0),
             self.layout,
             ("consensus",),
-            lambdas=self.lambdas,
+            # A consensus of a consensus: its λ are those of masks that are not its sources.
+            lambdas=None if len(self.lambdas or ()) != len(self.tasks) else self.lambdas,
             comparison=self.comparison,
             k=k,
             sources=self.tasks,
@@ -218,10 +229,13 @@ class PackedMasks:
             path: The file; an existing one is replaced when the new one is complete.
             base: :math:`\\theta_0`: its SHA-256 goes into the file, and :meth:`load` can check it.
             merged: :math:`\\tau_M`: the same.
-            embed: Also store the tensors of ``base`` and ``merged``, whichever is given.
+            embed: Also store the tensors of ``base`` and ``merged``, whichever is given, and the
+                integer and boolean buffers of ``base``.
 
         Raises:
-            ValueError: A model does not match the layout, or ``embed`` without any model.
+            ValueError: A model does not match the layout, ``embed`` without any model, a name that
+                is not Unicode text, masks whose ``lambdas``, ``k`` or ``sources`` contradict one
+                another, or a path at which there is something that is not a file.
             OSError: The file cannot be written. Nothing is left behind.
         """
         from .mask_file import write_mask_file
