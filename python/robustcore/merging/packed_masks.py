@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import implementation
+from .._library import functorch_active
+from ._operators import implementation, refuse_tangents
+from ._overwriting import overlapping, refuse_overwriting
 from .state_dict import FlatLayout, Model, matching_tensors
 from .task_vectors import widened
 
@@ -167,9 +169,14 @@ class PackedMasks:
 
         Raises:
             TypeError: An argument is not a model.
+            NotImplementedError: A tensor carries a forward-mode tangent.
             IndexError: There is no such task.
-            ValueError: Models do not match (one message lists all differences), or ``inplace`` with
-                tensors that require grad while gradients are recorded.
+            ValueError: Models do not match (one message lists all differences). With ``inplace``
+                also: tensors require grad while gradients are recorded; the call is inside
+                torch.func; tensors of ``base`` cannot be overwritten, because they share memory
+                with ``merged``, with one another and have unequal results, or with themselves
+                (expanded), or are inference tensors outside inference mode. Nothing is changed
+                then.
 
         Numerics: one addition in float32 (float64 for float64), rounded to the dtype of the base.
         Where the bit is 0 the base is kept bit for bit, NaN and -0 included.
@@ -184,10 +191,11 @@ class PackedMasks:
             vectors=frozenset({"merged"}),
         )
         starts = tensors["base"]
-        changes = widened(tensors["merged"], starts)
+        refuse_tangents(op, [*starts, *tensors["merged"]])
         if inplace:
-            self._apply_inplace(op, mask, starts, changes)
+            self._apply_inplace(op, mask, starts, tensors["merged"])
             return base  # type: ignore[return-value]
+        changes = widened(tensors["merged"], starts)
         results = implementation(mask).mask_apply(starts, changes, mask) if starts else []
         if isinstance(base, Tensor):
             return results[0]
@@ -195,9 +203,11 @@ class PackedMasks:
         return {key: by_key[key] if key in by_key else base[key].clone() for key in base}
 
     def _apply_inplace(
-        self, op: str, mask: Tensor, starts: list[Tensor], changes: list[Tensor]
+        self, op: str, mask: Tensor, starts: list[Tensor], merged: list[Tensor]
     ) -> None:
-        tensors = [*starts, *changes]
+        tensors = [*starts, *merged]
+        if not torch.compiler.is_compiling() and functorch_active():
+            raise ValueError(f"{op}: inplace must be False inside torch.func, got True")
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise ValueError(
                 f"{op}: inplace must be False where tensors require grad and gradients are "
@@ -205,14 +215,24 @@ class PackedMasks:
             )
         if not starts:
             return
+        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in starts):
+            raise ValueError(
+                f"{op}: base must not hold inference tensors where inplace is True outside of "
+                "torch.inference_mode()"
+            )
         functions = implementation(mask)
-        storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
-        if len(set(storages)) == len(storages) and all(t.is_contiguous() for t in starts):
-            functions.mask_apply_(starts, changes, mask)
-            torch.autograd.graph.increment_version([t for t in starts if not t.is_inference()])
-            return
+        changes = widened(merged, starts)
+        has_addresses = not torch.compiler.is_compiling() and mask.device.type != "meta"
+        if has_addresses and all(t.is_contiguous() for t in starts):
+            groups = overlapping([*starts, *merged])
+            if all(len(group) == 1 or min(group) >= len(starts) for group in groups):
+                functions.mask_apply_(starts, changes, mask)
+                return
         # Tied or strided tensors: all results come from the old values before any is overwritten.
-        for start, result in zip(starts, functions.mask_apply(starts, changes, mask), strict=True):
+        results = functions.mask_apply(starts, changes, mask)
+        if has_addresses:
+            refuse_overwriting(op, starts, merged, results)
+        for start, result in zip(starts, results, strict=True):
             start.copy_(result)
 
     def save(
