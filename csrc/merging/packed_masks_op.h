@@ -5,6 +5,7 @@
 
 #include "common/tensor.h"
 #include "merging/mask_words.h"
+#include "merging/tall_masks.h"
 
 namespace robustcore {
 
@@ -25,6 +26,9 @@ inline void check_parameters(const char* op, const Tensor& words, int64_t parame
 inline void check_ranks(const char* op, const std::vector<int64_t>& ranks, const Tensor& codes) {
   RC_CHECK(static_cast<int64_t>(ranks.size()) == codes.size(0), op, ": ranks must hold ",
            codes.size(0), " values, got ", ranks.size());
+  // The shifts below are defined only for fewer planes than a rank has bits.
+  RC_CHECK(codes.size(1) >= 1 && codes.size(1) <= kMaximumPlanes, op, ": codes must have 1 to ",
+           kMaximumPlanes, " planes, got ", codes.size(1));
   for (const int64_t rank : ranks) {
     RC_CHECK(rank >= 1 && (rank >> codes.size(1)) == 0, op, ": a rank must be from 1 to ",
              (int64_t{1} << codes.size(1)) - 1, ", got ", rank);

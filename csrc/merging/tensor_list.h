@@ -14,9 +14,11 @@ namespace robustcore {
 // `accumulated` the dtypes are those in which `like` is computed with.
 inline void check_tensor_list(const char* op, const char* name, const std::vector<Tensor>& list,
                               const std::vector<Tensor>& like, int64_t repeats, bool accumulated) {
+  // By division: the product of two numbers that a caller chose may overflow.
   const int64_t tensors = static_cast<int64_t>(like.size());
-  RC_CHECK(static_cast<int64_t>(list.size()) == repeats * tensors, op, ": ", name, " must hold ",
-           repeats * tensors, " tensors, got ", list.size());
+  const int64_t held = static_cast<int64_t>(list.size());
+  RC_CHECK(tensors >= 1 && held % tensors == 0 && held / tensors == repeats, op, ": ", name,
+           " must hold ", repeats, " times ", tensors, " tensors, got ", held);
   for (size_t i = 0; i < list.size(); ++i) {
     const Tensor& model = like[i % like.size()];
     check_floating(op, name, list[i]);

@@ -74,7 +74,7 @@ def test_round_trip(saved: Path) -> None:
         assert torch.equal(file.base[key], base[key])
         assert torch.equal(file.merged[key], vector[key])
     assert file.base["layer2"].dtype == torch.bfloat16
-    file.base["steps"] = base["steps"]
+    assert torch.equal(file.base["steps"], base["steps"])
     expected = masks.apply("task 1", base, vector)
     actual = file.masks.apply("task 1", file.base, file.merged)
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
@@ -99,6 +99,72 @@ def test_consensus_round_trip(tmp_path: Path) -> None:
     assert (loaded.k, loaded.sources, loaded.comparison) == (2, tuple(finetuned), "paper")
     assert loaded.lambdas == (0.3,) * 3
     assert torch.equal(loaded.words, masks.words)
+
+
+def test_consensus_of_a_consensus_round_trip(tmp_path: Path) -> None:
+    base, finetuned = models()
+    masks = tall_masks(base, finetuned).select(0.2).consensus(2).consensus(1)
+    masks.save(tmp_path / "a")
+    loaded = PackedMasks.load(tmp_path / "a")
+    assert (loaded.k, loaded.sources, loaded.lambdas) == (1, ("consensus",), None)
+    assert torch.equal(loaded.words, masks.words)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int16", "int32", "int64", "uint16"])
+def test_an_embedded_base_is_a_whole_model(tmp_path: Path, dtype: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    module.register_buffer("extra", torch.tensor([1, 0, 1]).to(getattr(torch, dtype)))
+    base = module.state_dict()
+    finetuned = [{k: t + 1 if t.is_floating_point() else t for k, t in base.items()}] * 2
+    vector = multi_task_vector(base, finetuned)
+    masks = tall_masks(base, finetuned).select(0.2)
+    masks.save(tmp_path / "a", base=base, merged=vector, embed=True)
+    file = read_mask_file(tmp_path / "a")
+    assert file.base.keys() == base.keys()
+    assert all(
+        torch.equal(file.base[k], t) and file.base[k].dtype == t.dtype for k, t in base.items()
+    )
+    module.load_state_dict(file.masks.apply(0, file.base, file.merged))
+    loaded = PackedMasks.load(tmp_path / "a", base=file.base, merged=file.merged)
+    assert torch.equal(loaded.words, masks.words)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lambdas": (0.2, 0.3)}, "lambdas has no valid value"),
+        ({"lambdas": (0.2, 0.3, float("nan"))}, "lambdas has no valid value"),
+        ({"comparison": ">"}, "comparison has no valid value"),
+        ({"k": 2}, "k is 2, yet there are 0 sources"),
+        ({"tasks": ("a", "b", "\udc80")}, "tasks must be Unicode text, got '\\udc80'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_not_saved(
+    saved: Path, change: dict[str, Any], message: str
+) -> None:
+    masks = PackedMasks.load(saved)
+    for name, value in change.items():
+        setattr(masks, name, value)
+    with pytest.raises(ValueError) as raised:
+        masks.save(saved.parent / "a")
+    assert str(raised.value).startswith("PackedMasks.save: ")
+    assert message in str(raised.value)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_default_device_does_not_matter(saved: Path) -> None:
+    expected = read_mask_file(saved)
+    base, finetuned = models()
+    masks = tall_masks(base, finetuned)
+    with torch.device("meta"):
+        file = read_mask_file(saved)
+        assert torch.equal(file.masks.words, expected.masks.words)
+        file.masks.save(saved, base=file.base, merged=file.merged, embed=True)
+        assert masks.densities.device.type == "cpu"
+        assert tall_masks({}, [{}]).select(0.2).words.device.type == "cpu"
+    again = read_mask_file(saved)
+    for key, tensor in expected.base.items():
+        assert torch.equal(again.base[key], tensor)
 
 
 def test_other_programs_can_read_it(saved: Path) -> None:
@@ -218,6 +284,11 @@ LIES = {
     "no hash": (edit("merged_sha256", "xyz"), "merged_sha256 is not a SHA-256"),
     "merged_sha256": (edit("merged_sha256", HASH), f"merged_sha256 is {HASH}, yet the merged has"),
     "embedded": (edit("embedded", '["masks"]'), "embedded has no valid value"),
+    "buffers_sha256": (edit("buffers_sha256", HASH), "yet the buffers has"),
+    "no buffers_sha256": (edit("buffers_sha256", ""), "yet buffers_sha256 is empty"),
+    "buffer changed": (set_byte("base/steps", 0, 1), "yet the buffers has"),
+    "buffer dtype": (reshape("base/steps", dtype="U64"), "tensor 'base/steps' must be I64 []"),
+    "surrogates": (edit("tasks", '["a","b","\\ud800"]'), "tasks has no valid value"),
     "nothing embedded": (edit("embedded", "[]"), "or not expected: ['base/layer0'"),
     "masks changed": (set_byte("masks/1", 0, 1), "masks_sha256 does not match"),
     "padding bits": (set_byte("masks/1", -1, 128), "bits set past the last parameter"),
@@ -347,6 +418,25 @@ def test_a_failed_save_leaves_the_old_file(
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def test_a_replaced_file_keeps_its_mode_and_links(saved: Path, tmp_path: Path) -> None:
+    masks = PackedMasks.load(saved)
+    saved.chmod(0o640)
+    (tmp_path / "link").symlink_to(saved)
+    masks.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert read_mask_file(saved).base is None  # the file behind the link is the new one
+    assert saved.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", saved.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_files_are_replaced(saved: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"PackedMasks\.save: path must be a regular file"):
+        PackedMasks.load(saved).save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_permissions_are_the_usual_ones(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -382,3 +472,14 @@ def test_a_killed_save_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "masks"], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_never_has_another_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = PackedMasks.load(saved)
+    try:
+        os.close(os.open(saved.parent, os.O_TMPFILE | os.O_WRONLY))
+    except (AttributeError, OSError):
+        pytest.skip("there are no unnamed files here")
+    monkeypatch.delattr(os, "replace")
+    masks.save(saved.parent / "new")
+    assert torch.equal(PackedMasks.load(saved.parent / "new").words, masks.words)

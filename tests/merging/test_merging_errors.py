@@ -64,6 +64,8 @@ def test_models(
         ({"lambdas": (float("inf"),)}, ValueError, "finite and positive"),
         ({"lambdas": (1e-60,)}, ValueError, "finite and positive"),
         ({"lambdas": (1e60,)}, ValueError, "finite and positive"),
+        ({"lambdas": (10**400,)}, ValueError, "(in float32), got an integer of 1329 bits"),
+        ({"lambdas": (-(10**5000),)}, ValueError, "finite and positive"),
         ({"lambdas": (0.2, 0.2)}, ValueError, "lambdas must be distinct"),
         ({"comparison": ">"}, ValueError, "comparison must be one of 'strict', 'paper', got '>'"),
         ({"merged": torch.zeros(2)}, ValueError, "merged must have shape (3,), got (2,)"),
@@ -109,6 +111,7 @@ def masks() -> PackedMasks:
     ("lambdas", "error", "message"),
     [
         (0.35, ValueError, "lambda must be one of (0.2, 0.3, 0.4, 0.5, 0.6), got 0.35"),
+        (10**400, ValueError, "lambda must be one of (0.2, 0.3, 0.4, 0.5, 0.6), got an integer"),
         ((0.2, 0.3), ValueError, "must hold one value per task (3)"),
         ({"task 0": 0.2, "b": 0.2}, ValueError, "missing ['task 1', 'task 2'], unknown ['b']"),
         ("0.2", TypeError, "must be a number, a sequence or a mapping, got str"),
@@ -120,6 +123,58 @@ def test_select(lambdas: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
         tall_masks(base, finetuned).select(lambdas)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tasks": ["a", "a", "b"]}, ValueError, "tasks must have distinct names, got ['a', 'a'"),
+        (
+            {"words": torch.zeros(3, 2).long()},
+            ValueError,
+            "words must have shape (3, 1), got (3, 2)",
+        ),
+        (
+            {"words": torch.zeros(2, 1).long()},
+            ValueError,
+            "words must have shape (3, 1), got (2, 1)",
+        ),
+        (
+            {"words": torch.zeros(3, 1)},
+            TypeError,
+            "words must be an int64 tensor, got torch.float32",
+        ),
+        ({"words": None}, TypeError, "words must be an int64 tensor, got NoneType"),
+    ],
+)
+def test_packed_masks(
+    masks: PackedMasks, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        PackedMasks(**{"words": masks.words, "layout": masks.layout, "tasks": masks.tasks} | change)
+    assert str(raised.value).startswith("PackedMasks: ")
+    assert message in str(raised.value)
+
+
+def test_words_become_contiguous(masks: PackedMasks) -> None:
+    strided = torch.zeros(3, 4, dtype=torch.int64)[:, ::4]
+    strided.copy_(masks.words)
+    assert torch.equal(PackedMasks(strided, masks.layout, masks.tasks).packed, masks.packed)
+
+
+@pytest.mark.parametrize("planes", [0, 7, 64, 65])
+def test_number_of_planes(planes: int) -> None:
+    codes = torch.zeros(1, planes, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=f"codes must have 1 to 6 planes, got {planes}"):
+        torch.ops.robustcore.mask_select(codes, [1])
+
+
+@pytest.mark.parametrize("tasks", [2, 2**62, 2**63 - 1])
+def test_number_of_models(tasks: int) -> None:
+    base = [torch.zeros(3)] * 4
+    message = f"finetuned must hold {tasks} times 4 tensors, got 4"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.robustcore.tall_masks(base, base, [], tasks, [0.2], True)
 
 
 @pytest.mark.parametrize(

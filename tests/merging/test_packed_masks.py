@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import strategies
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import robustcore
 from robustcore.merging import PackedMasks, multi_task_vector, tall_masks
@@ -163,3 +166,138 @@ def test_one_of_them_requires_grad(needs: str) -> None:
 def test_to_another_device_keeps_everything() -> None:
     masks = masks_of(torch.ones(2, 5, dtype=torch.bool)).consensus(2).to("cpu")
     assert (masks.k, masks.sources, masks.tasks) == (2, ("task 0", "task 1"), ("consensus",))
+
+
+def whole(values: torch.Tensor) -> PackedMasks:
+    """A mask that keeps everything of a model that is the tensor ``values``."""
+    bits = torch.ones(1, values.numel(), dtype=torch.bool)
+    info = TensorInfo("", tuple(values.shape), values.dtype)
+    return PackedMasks(reference.pack_words(bits), FlatLayout((info,), (), True), ["task"])
+
+
+def test_apply_inside_torch_func() -> None:
+    bits = torch.rand(1, 130) < 0.5
+    masks = masks_of(bits)
+    base, merged = torch.randn(130), torch.randn(130)
+
+    def cubed(b: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return masks.apply(0, b, m).pow(3).sum()
+
+    result = masks.apply(0, base, merged)
+    for_base, for_merged = torch.func.grad(cubed, (0, 1))(base, merged)
+    torch.testing.assert_close(for_base, 3 * result**2)
+    torch.testing.assert_close(for_merged, torch.where(bits[0], 3 * result**2, 0.0))
+    second = torch.func.grad(lambda m: torch.func.grad(cubed, 1)(base, m).sum())(merged)
+    torch.testing.assert_close(second, torch.where(bits[0], 6 * result, 0.0))
+    with pytest.raises(ValueError, match=r"inplace must be False inside torch\.func"):
+        torch.func.grad(lambda b: masks.apply(0, b, merged, inplace=True).sum())(base)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda b: masks.apply(0, b, merged))(base.expand(2, 130))
+
+
+def test_forward_mode_is_refused() -> None:
+    base, merged = torch.randn(10), torch.randn(10)
+    masks = whole(base)
+    with pytest.raises(NotImplementedError, match=r"PackedMasks\.apply: forward-mode"):
+        torch.func.jvp(lambda m: masks.apply(0, base, m), (merged,), (merged,))
+    with forward_ad.dual_level():
+        assert torch.equal(masks.apply(0, base, merged), base + merged)
+        dual = forward_ad.make_dual(base, merged)
+        for inplace in (False, True):
+            with pytest.raises(NotImplementedError, match=r"PackedMasks\.apply: forward-mode"):
+                masks.apply(0, dual, merged, inplace=inplace)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_apply_compiles_whole(requires_grad: bool) -> None:
+    torch._dynamo.reset()
+    base = {"w": torch.randn(20).bfloat16(), "v": torch.randn(3, 5), "n": torch.tensor(3)}
+    tuned = [{k: t + 1 if k != "n" else t for k, t in base.items()}] * 2
+    vector = multi_task_vector(base, tuned)
+    masks = tall_masks(base, tuned).select(0.2)
+    vector["v"].requires_grad_(requires_grad)
+    compiled = torch.compile(
+        lambda b, m: masks.apply("1", b, m), fullgraph=True, backend="aot_eager"
+    )
+    expected, actual = masks.apply("1", base, vector), compiled(base, vector)
+    assert all(torch.equal(actual[key], expected[key]) for key in base)
+    if requires_grad:
+        actual["v"].sum().backward()
+        assert torch.equal(vector["v"].grad.flatten(), masks.unpack("1")[:15].float())
+
+
+def test_in_place_raw_operator_bumps_the_version() -> None:
+    words = torch.full((1,), -1)
+    for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        base, merged = torch.randn(64), torch.randn(64)
+        before = base._version
+        with context():
+            torch.ops.robustcore.mask_apply_([base], [merged], words)
+        assert base._version > before
+
+
+def refused(
+    message: str, memory: torch.Tensor, base: dict[str, torch.Tensor], merged: dict[str, Any]
+) -> None:
+    infos = tuple(TensorInfo(k, tuple(t.shape), t.dtype) for k, t in sorted(base.items()))
+    layout = FlatLayout(infos)
+    bits = torch.ones(1, layout.num_parameters, dtype=torch.bool)
+    masks = PackedMasks(reference.pack_words(bits), layout, ["task"])
+    before = memory.clone()
+    with pytest.raises(ValueError, match=message):
+        masks.apply(0, base, merged, inplace=True)
+    assert torch.equal(memory, before)
+
+
+def test_in_place_is_refused_before_anything_is_written() -> None:
+    memory = torch.randn(100)
+    first, ones = memory[:10], torch.ones(10)
+    both = {"a": first, "b": memory[40:50]}
+    shared = "base and merged must not share memory"
+    refused(shared, memory, both, {"a": ones, "b": memory[45:55]})
+    refused(shared, memory, both, {"a": memory[:10], "b": ones})
+    narrow = memory.bfloat16()
+    refused(shared, narrow, {"a": narrow[:10]}, {"a": narrow[5:15]})
+    equal = "tensors of base that share memory must have equal results"
+    refused(equal, memory, {"a": first, "b": first}, {"a": ones, "b": 2 * ones})
+    refused(equal, memory, {"a": first, "b": memory[9:19]}, {"a": ones, "b": 2 * ones})
+    itself = "a tensor of base must not overlap itself"
+    expanded = {"a": memory[60:70], "b": memory[:1].expand(10)}
+    refused(itself, memory, expanded, {"a": ones, "b": ones})
+    partly = {"a": memory.as_strided((2, 10), (5, 1))}
+    refused(equal, memory, partly, {"a": torch.arange(20.0).view(2, 10)})
+    with torch.inference_mode():
+        inference = torch.randn(10)
+    refused("inference tensors", memory, {"a": first, "b": inference}, {"a": ones, "b": ones})
+
+
+def test_in_place_where_memory_is_shared_without_harm() -> None:
+    memory = torch.randn(6, 10)
+    base = {"a": memory[:, 0], "b": memory[:, 1], "c": memory[0, 4:], "d": memory[0, 4:]}
+    merged = {"a": memory[:, 2], "b": torch.ones(()).expand(6), "c": torch.ones(6)}
+    merged["d"] = merged["c"]
+    masks = tall_masks(base, [{k: t + 1 for k, t in base.items()}], merged=merged).select(0.2)
+    expected = masks.apply(0, base, merged)
+    before = memory.clone()
+    masks.apply(0, base, merged, inplace=True)
+    assert all(torch.equal(base[key], tensor) for key, tensor in expected.items())
+    before[:, :2], before[0, 4:] = memory[:, :2], memory[0, 4:]
+    assert torch.equal(memory, before)
+
+
+def test_in_place_on_parts_of_one_flat_buffer() -> None:
+    flat = torch.randn(30)
+    base = dict(zip("abc", flat.split(10), strict=True))
+    merged = {key: torch.ones(10) for key in base}
+    masks = tall_masks(base, [{k: t + 1 for k, t in base.items()}], merged=merged).select(0.2)
+    expected = masks.apply(0, base, merged)
+    before = flat._version
+    masks.apply(0, base, merged, inplace=True)
+    assert torch.equal(flat, torch.cat(list(expected.values())))
+    assert flat._version > before
+
+
+def test_in_place_without_memory() -> None:
+    base = torch.randn(10, device="meta")
+    masks = whole(torch.randn(10)).to("meta")
+    assert masks.apply(0, base, base, inplace=True) is base

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._errors import translated
-from .._library import core as _core  # noqa: F401 (loading it registers the operators)
+from .._library import functorch_active
 from .._reference import wants_reference
 
 __all__ = ["implementation"]
@@ -26,6 +27,10 @@ def tall_mask_codes(
     lambdas: Sequence[float],
     strict: bool,
 ) -> tuple[Tensor, Tensor]:
+    # Dynamo cannot enter a context manager of this kind.
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            return _OPS.tall_masks(base, finetuned, merged, tasks, lambdas, strict)
     with translated, torch.no_grad():
         return _OPS.tall_masks(base, finetuned, merged, tasks, lambdas, strict)
 
@@ -34,6 +39,8 @@ def _call(name: str) -> Any:
     operator = getattr(_OPS, name).default
 
     def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return operator(*args)
         with translated:
             return operator(*args)
 
@@ -47,9 +54,67 @@ mask_counts = _call("mask_counts")
 mask_histogram = _call("mask_histogram")
 mask_overlap = _call("mask_overlap")
 mask_consensus = _call("mask_consensus")
-mask_apply = _call("mask_apply")
 mask_apply_ = _call("mask_apply_")
-mask_multiply = _call("mask_multiply")
+_raw_apply = _call("mask_apply")
+_raw_multiply = _call("mask_multiply")
+
+
+def mask_apply(base: Sequence[Tensor], merged: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    refuse_tangents("PackedMasks.apply", [*base, *merged])
+    if not torch.compiler.is_compiling() and functorch_active():
+        return list(_Apply.apply(mask, len(base), *base, *merged))
+    return _raw_apply(base, merged, mask)
+
+
+def mask_multiply(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    refuse_tangents("PackedMasks.apply", tensors)
+    if not torch.compiler.is_compiling() and functorch_active():
+        return list(_Multiply.apply(mask, *tensors))
+    return _raw_multiply(tensors, mask)
+
+
+def refuse_tangents(op: str, tensors: Sequence[Tensor]) -> None:
+    """The operators have no forward-mode derivative and would drop tangents without a word."""
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
+        raise NotImplementedError(f"{op}: forward-mode derivatives are not offered")
+
+
+class _Apply(torch.autograd.Function):
+    """``mask_apply`` for torch.func, which wants tensors as arguments and not lists of them."""
+
+    @staticmethod
+    def forward(mask: Any, count: Any, *tensors: Any) -> Any:
+        return tuple(_raw_apply(tensors[:count], tensors[count:], mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        mask, count, *tensors = inputs
+        ctx.save_for_backward(mask)
+        ctx.merged_dtypes = [tensor.dtype for tensor in tensors[count:]]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        wide = [grad.to(dtype) for grad, dtype in zip(grads, ctx.merged_dtypes, strict=True)]
+        return None, None, *grads, *mask_multiply(wide, mask)
+
+
+class _Multiply(torch.autograd.Function):
+    """``mask_multiply`` for torch.func."""
+
+    @staticmethod
+    def forward(mask: Any, *tensors: Any) -> Any:
+        return tuple(_raw_multiply(tensors, mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *mask_multiply(grads, ctx.saved_tensors[0])
 
 
 def implementation(tensor: Tensor) -> Any:
@@ -128,7 +193,7 @@ def _apply_backward(ctx: Any, grads: Any) -> Any:
     # d(base + m * merged): the gradient itself for base, m * gradient for merged.
     (mask,) = ctx.saved_tensors
     wide = [grad.to(dtype) for grad, dtype in zip(grads, ctx.merged_dtypes, strict=True)]
-    return list(grads), torch.ops.robustcore.mask_multiply(wide, mask), None
+    return list(grads), mask_multiply(wide, mask), None
 
 
 def _multiply_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -136,7 +201,7 @@ def _multiply_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _multiply_backward(ctx: Any, grads: Any) -> Any:
-    return torch.ops.robustcore.mask_multiply(list(grads), ctx.saved_tensors[0]), None
+    return mask_multiply(list(grads), ctx.saved_tensors[0]), None
 
 
 torch.library.register_autograd(
@@ -157,6 +222,13 @@ def _apply_inplace_with_autograd(base: Any, merged: Any, mask: Any) -> None:
         torch.ops.robustcore.mask_apply_(base, merged, mask)
 
 
+def _apply_inplace_with_versions(base: Any, merged: Any, mask: Any) -> None:
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        torch.ops.robustcore.mask_apply_(base, merged, mask)
+    torch.autograd.graph.increment_version([t for t in base if not t.is_inference()])
+
+
 # Kept: registrations end with the object that made them.
 _library = torch.library.Library("robustcore", "IMPL")
 _library.impl("mask_apply_", _apply_inplace_with_autograd, "Autograd")
+_library.impl("mask_apply_", _apply_inplace_with_versions, "ADInplaceOrView")

@@ -1,8 +1,8 @@
 """The packed mask file: a safetensors file with one uint8 tensor per task and full metadata.
 
 Tensors: ``masks/<index>`` uint8 [ceil(P / 8)], bit ``i`` of byte ``j`` is parameter ``8 j + i`` of
-the flat order; where models are embedded, ``base/<key>`` and ``merged/<key>``. Metadata: see
-``_describe``.
+the flat order; where models are embedded, ``base/<key>`` and ``merged/<key>``, with the base also
+its integer and boolean buffers. Metadata: see ``_describe``.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _REQUIRED = (
     "masks_sha256",
     "base_sha256",
     "merged_sha256",
+    "buffers_sha256",
     "embedded",
     "metadata_sha256",
 )
@@ -73,7 +74,7 @@ class MaskFile:
 
     Attributes:
         masks: The masks.
-        base: The embedded base, or None. Skipped buffers are not in it.
+        base: The embedded base with its integer and boolean buffers, or None.
         merged: The embedded multi-task vector, or None.
         base_sha256: The hash of the base that the masks were made for, or None.
         merged_sha256: The same for the multi-task vector.
@@ -104,17 +105,23 @@ def write_mask_file(
             f"{op}: embed must be False where neither base nor merged is given, got True"
         )
     models = {name: _tensors_of(op, masks.layout, name, model) for name, model in given.items()}
+    _check_text(op, masks)
     rows = masks.packed.cpu()
     metadata = _describe(masks, rows)
     for name in ("base", "merged"):
         metadata[f"{name}_sha256"] = _sha256(models[name]) if name in models else ""
     embedded = sorted(models) if embed else []
+    buffers = _buffers_of(masks.layout, base) if "base" in embedded else []
+    metadata["buffers_sha256"] = _sha256(buffers) if "base" in embedded else ""
     metadata["embedded"] = _json(embedded)
     metadata["metadata_sha256"] = _metadata_sha256(metadata)
+    _Header(op, os.fspath(path), metadata)  # what could not be read again is not written
     tensors = {f"masks/{index}": row for index, row in enumerate(rows)}
     for name in embedded:
         for key, tensor in zip(masks.layout.keys, models[name], strict=True):
             tensors[f"{name}/{key}"] = tensor
+    for info, buffer in zip(masks.layout.skipped, buffers, strict=False):
+        tensors[f"base/{info.key}"] = buffer
     with atomic_file(path) as file:
         _write_safetensors(file, tensors, metadata)
 
@@ -168,8 +175,8 @@ def read_mask_file(
     with open(name, "rb"):  # a missing or unreadable file is an OSError with its own message
         pass
     try:
-        with safe_open(name, framework="pt") as file:
-            header = _Header(name, file.metadata())
+        with safe_open(name, framework="pt", device="cpu") as file:
+            header = _Header(op, name, file.metadata())
             header.check_tensors(file)
             words = header.read_words(file)
             embedded = {which: header.read_model(file, which) for which in header.embedded}
@@ -199,7 +206,8 @@ def read_mask_file(
 class _Header:
     """The metadata of a file, checked against itself and against the list of its tensors."""
 
-    def __init__(self, name: str, metadata: Mapping[str, str] | None) -> None:
+    def __init__(self, op: str, name: str, metadata: Mapping[str, str] | None) -> None:
+        self.op = op
         self.name = name
         self._fields = dict(metadata or {})
         if self._fields.get("format") != _FORMAT:
@@ -227,13 +235,15 @@ class _Header:
         self.embedded = self._value(
             "embedded", lambda value: value in ([], ["base"], ["merged"], ["base", "merged"])
         )
-        self.hashes = {which: self._read_hash(which) for which in ("base", "merged")}
+        self.hashes = {which: self._read_hash(which) for which in ("base", "merged", "buffers")}
         for which in self.embedded:
             if self.hashes[which] is None:
                 self._fail(f"{which} is embedded, yet {which}_sha256 is empty")
+        if "base" in self.embedded and self.hashes["buffers"] is None:
+            self._fail("base is embedded, yet buffers_sha256 is empty")
 
     def _fail(self, what: str) -> None:
-        raise ValueError(f"PackedMasks.load: {self.name}: {what}")
+        raise ValueError(f"{self.op}: {self.name}: {what}")
 
     def _value(self, field: str, valid: Any) -> Any:
         text = self._fields[field]
@@ -287,9 +297,11 @@ class _Header:
         """Names, dtypes and shapes of all tensors, before any is read."""
         expected = {f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))}
         for which in self.embedded:
-            for info in self.layout.parameters:
-                name = _SAFETENSORS_NAMES[self._embedded_dtype(which, info)]
-                expected[f"{which}/{info.key}"] = (name, list(info.shape))
+            for info in self._embedded_infos(which):
+                expected[f"{which}/{info.key}"] = (
+                    _SAFETENSORS_NAMES[info.dtype],
+                    list(info.shape),
+                )
         present = set(file.keys())
         missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
         if missing or extra:
@@ -300,11 +312,19 @@ class _Header:
             if found != (dtype, shape):
                 self._fail(f"tensor {key!r} must be {dtype} {shape}, got {found[0]} {found[1]}")
 
-    def _embedded_dtype(self, which: str, info: TensorInfo) -> torch.dtype:
-        return info.dtype if which == "base" else accumulate_dtype(info.dtype)
+    def _embedded_infos(self, which: str) -> list[TensorInfo]:
+        """What is stored of a model: of the base all, of a task vector the parameters."""
+        layout = self.layout
+        if which == "base":
+            return [*layout.parameters, *layout.skipped]
+        return [
+            TensorInfo(info.key, info.shape, accumulate_dtype(info.dtype))
+            for info in layout.parameters
+        ]
 
     def read_words(self, file: Any) -> Tensor:
-        words = torch.zeros((len(self.tasks), (self.num_parameters + 63) // 64), dtype=torch.int64)
+        shape = (len(self.tasks), (self.num_parameters + 63) // 64)
+        words = torch.zeros(shape, dtype=torch.int64, device="cpu")
         rows = words.view(torch.uint8)[:, : self.row_bytes]
         for index, row in enumerate(rows):
             row.copy_(file.get_tensor(f"masks/{index}"))
@@ -318,8 +338,12 @@ class _Header:
         return words
 
     def read_model(self, file: Any, which: str) -> list[Tensor]:
-        tensors = [file.get_tensor(f"{which}/{key}").clone() for key in self.layout.keys]
-        self.check_model(which, tensors)
+        infos = self._embedded_infos(which)
+        tensors = [file.get_tensor(f"{which}/{info.key}").clone() for info in infos]
+        count = len(self.layout.parameters)
+        self.check_model(which, tensors[:count])
+        if which == "base":
+            self.check_model("buffers", tensors[count:])
         return tensors
 
     def check_model(self, which: str, tensors: Sequence[Tensor]) -> None:
@@ -334,7 +358,8 @@ class _Header:
             return None
         if self.layout.is_tensor:
             return tensors[0]
-        return dict(zip(self.layout.keys, tensors, strict=True))
+        keys = [info.key for info in (*self.layout.parameters, *self.layout.skipped)]
+        return dict(zip(keys, tensors, strict=False))  # a task vector has no buffers
 
 
 _SAFETENSORS_NAMES = {
@@ -342,7 +367,15 @@ _SAFETENSORS_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.bool: "BOOL",
     torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
 }
 
 
@@ -356,6 +389,23 @@ def _tensors_of(op: str, layout: FlatLayout, name: str, model: Model) -> list[Te
         return tensors
     pairs = zip(tensors, layout.dtypes, strict=True)
     return [tensor.to(accumulate_dtype(dtype)) for tensor, dtype in pairs]
+
+
+def _buffers_of(layout: FlatLayout, base: Model | None) -> list[Tensor]:
+    return [base[info.key] for info in layout.skipped] if isinstance(base, Mapping) else []
+
+
+def _check_text(op: str, masks: PackedMasks) -> None:
+    keys = [info.key for info in (*masks.layout.parameters, *masks.layout.skipped)]
+    for field, names in (("tasks", masks.tasks), ("sources", masks.sources), ("layout", keys)):
+        for name in names:
+            if not _is_text(name):
+                raise ValueError(f"{op}: {field} must be Unicode text, got {name!r}")
+
+
+def _is_text(value: Any) -> bool:
+    """A string that UTF-8 can hold, that is without lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _tensor_values(model: Any) -> list[Tensor]:
@@ -421,7 +471,7 @@ def _is_count(value: Any) -> bool:
 def _is_names(value: Any) -> bool:
     return (
         isinstance(value, list)
-        and all(isinstance(name, str) for name in value)
+        and all(_is_text(name) for name in value)
         and len(set(value)) == len(value)
     )
 
@@ -437,7 +487,7 @@ def _is_layout(value: Any, *, floating: bool) -> bool:
     if not isinstance(value, list):
         return False
     for key, shape, dtype in value:
-        if not (isinstance(key, str) and isinstance(shape, list) and all(map(_is_count, shape))):
+        if not (_is_text(key) and isinstance(shape, list) and all(map(_is_count, shape))):
             return False
         if dtype not in _DTYPES or (_DTYPES[dtype] in FLOATING_DTYPES) != floating:
             return False

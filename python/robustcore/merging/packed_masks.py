@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import implementation
+from .._library import functorch_active
+from ._operators import implementation, refuse_tangents
+from ._overwriting import overlapping, refuse_overwriting
 from .state_dict import FlatLayout, Model, matching_tensors
 from .task_vectors import widened
 
@@ -29,7 +31,8 @@ class PackedMasks:
         tasks: The names of the tasks.
         layout: Keys, shapes and dtypes of the flat order (floating-point tensors sorted by name,
             each row-major), and the skipped buffers.
-        lambdas: λ of each task; for a consensus those of the masks it was made from. Or None.
+        lambdas: λ of each task; for a consensus those of the masks it was made from. Or None, as
+            for a consensus of a consensus.
         comparison: ``"strict"`` or ``"paper"``.
         k: For a consensus: how many masks had to keep a parameter. Else None.
         sources: For a consensus: the tasks that it was made from. Else empty.
@@ -59,10 +62,19 @@ class PackedMasks:
         k: int | None = None,
         sources: tuple[str, ...] = (),
     ) -> None:
-        self.words = words
+        op = "PackedMasks"
         self.layout = layout
         self.tasks = tuple(tasks)
-        self.lambdas = lambdas
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"{op}: tasks must have distinct names, got {list(self.tasks)}")
+        shape = (len(self.tasks), (layout.num_parameters + 63) // 64)
+        if not isinstance(words, Tensor) or words.dtype != torch.int64:
+            found = words.dtype if isinstance(words, Tensor) else type(words).__name__
+            raise TypeError(f"{op}: words must be an int64 tensor, got {found}")
+        if tuple(words.shape) != shape:
+            raise ValueError(f"{op}: words must have shape {shape}, got {tuple(words.shape)}")
+        self.words = words.contiguous()
+        self.lambdas = None if lambdas is None else tuple(float(value) for value in lambdas)
         self.comparison = comparison
         self.k = k
         self.sources = sources
@@ -131,7 +143,8 @@ class PackedMasks:
             words.unsqueeze(0),
             self.layout,
             ("consensus",),
-            lambdas=self.lambdas,
+            # A consensus of a consensus: its λ are those of masks that are not its sources.
+            lambdas=None if len(self.lambdas or ()) != len(self.tasks) else self.lambdas,
             comparison=self.comparison,
             k=k,
             sources=self.tasks,
@@ -156,9 +169,14 @@ class PackedMasks:
 
         Raises:
             TypeError: An argument is not a model.
+            NotImplementedError: A tensor carries a forward-mode tangent.
             IndexError: There is no such task.
-            ValueError: Models do not match (one message lists all differences), or ``inplace`` with
-                tensors that require grad while gradients are recorded.
+            ValueError: Models do not match (one message lists all differences). With ``inplace``
+                also: tensors require grad while gradients are recorded; the call is inside
+                torch.func; tensors of ``base`` cannot be overwritten, because they share memory
+                with ``merged``, with one another and have unequal results, or with themselves
+                (expanded), or are inference tensors outside inference mode. Nothing is changed
+                then.
 
         Numerics: one addition in float32 (float64 for float64), rounded to the dtype of the base.
         Where the bit is 0 the base is kept bit for bit, NaN and -0 included.
@@ -173,10 +191,11 @@ class PackedMasks:
             vectors=frozenset({"merged"}),
         )
         starts = tensors["base"]
-        changes = widened(tensors["merged"], starts)
+        refuse_tangents(op, [*starts, *tensors["merged"]])
         if inplace:
-            self._apply_inplace(op, mask, starts, changes)
+            self._apply_inplace(op, mask, starts, tensors["merged"])
             return base  # type: ignore[return-value]
+        changes = widened(tensors["merged"], starts)
         results = implementation(mask).mask_apply(starts, changes, mask) if starts else []
         if isinstance(base, Tensor):
             return results[0]
@@ -184,9 +203,11 @@ class PackedMasks:
         return {key: by_key[key] if key in by_key else base[key].clone() for key in base}
 
     def _apply_inplace(
-        self, op: str, mask: Tensor, starts: list[Tensor], changes: list[Tensor]
+        self, op: str, mask: Tensor, starts: list[Tensor], merged: list[Tensor]
     ) -> None:
-        tensors = [*starts, *changes]
+        tensors = [*starts, *merged]
+        if not torch.compiler.is_compiling() and functorch_active():
+            raise ValueError(f"{op}: inplace must be False inside torch.func, got True")
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise ValueError(
                 f"{op}: inplace must be False where tensors require grad and gradients are "
@@ -194,14 +215,24 @@ class PackedMasks:
             )
         if not starts:
             return
+        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in starts):
+            raise ValueError(
+                f"{op}: base must not hold inference tensors where inplace is True outside of "
+                "torch.inference_mode()"
+            )
         functions = implementation(mask)
-        storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
-        if len(set(storages)) == len(storages) and all(t.is_contiguous() for t in starts):
-            functions.mask_apply_(starts, changes, mask)
-            torch.autograd.graph.increment_version([t for t in starts if not t.is_inference()])
-            return
+        changes = widened(merged, starts)
+        has_addresses = not torch.compiler.is_compiling() and mask.device.type != "meta"
+        if has_addresses and all(t.is_contiguous() for t in starts):
+            groups = overlapping([*starts, *merged])
+            if all(len(group) == 1 or min(group) >= len(starts) for group in groups):
+                functions.mask_apply_(starts, changes, mask)
+                return
         # Tied or strided tensors: all results come from the old values before any is overwritten.
-        for start, result in zip(starts, functions.mask_apply(starts, changes, mask), strict=True):
+        results = functions.mask_apply(starts, changes, mask)
+        if has_addresses:
+            refuse_overwriting(op, starts, merged, results)
+        for start, result in zip(starts, results, strict=True):
             start.copy_(result)
 
     def save(
@@ -218,10 +249,13 @@ class PackedMasks:
             path: The file; an existing one is replaced when the new one is complete.
             base: :math:`\\theta_0`: its SHA-256 goes into the file, and :meth:`load` can check it.
             merged: :math:`\\tau_M`: the same.
-            embed: Also store the tensors of ``base`` and ``merged``, whichever is given.
+            embed: Also store the tensors of ``base`` and ``merged``, whichever is given, and the
+                integer and boolean buffers of ``base``.
 
         Raises:
-            ValueError: A model does not match the layout, or ``embed`` without any model.
+            ValueError: A model does not match the layout, ``embed`` without any model, a name that
+                is not Unicode text, masks whose ``lambdas``, ``k`` or ``sources`` contradict one
+                another, or a path at which there is something that is not a file.
             OSError: The file cannot be written. Nothing is left behind.
         """
         from .mask_file import write_mask_file

@@ -68,7 +68,8 @@ def tall_masks(
 
     Numerics: 16-bit weights are converted to float32 before subtracting, float64 is computed in
     float64. A NaN on either side drops the parameter for every λ. The result does not depend on the
-    number of threads.
+    number of threads. The bits are those above unless the processor is told to flush denormal
+    numbers to zero (:func:`torch.set_flush_denormal`): differences that small then count as 0.
 
     Cost: reads (T + 1) P weights once and writes ceil(log2(L + 1)) bits per parameter and task;
     nothing else of size P is allocated, except copies of tensors that are not contiguous.
@@ -108,8 +109,8 @@ def tall_masks(
         )
     else:
         planes = len(values).bit_length()
-        codes = torch.zeros((len(models), planes, 0), dtype=torch.int64)
-        counts = torch.zeros((len(models), len(values)), dtype=torch.int64)
+        codes = torch.zeros((len(models), planes, 0), dtype=torch.int64, device=device)
+        counts = torch.zeros((len(models), len(values)), dtype=torch.int64, device=device)
     return TallMasks(codes, counts, values, tuple(models), layout, comparison)
 
 
@@ -170,8 +171,8 @@ class TallMasks:
     @property
     def densities(self) -> Tensor:
         """The share of parameters that each mask keeps, float64 [T, L]; 0 for an empty model."""
-        ranks = torch.tensor([self._rank(value) - 1 for value in self.lambdas])
-        counts = self._counts[:, ranks.to(self._counts.device)]
+        ranks = [self._rank(value) - 1 for value in self.lambdas]
+        counts = self._counts[:, torch.tensor(ranks, device=self._counts.device)]
         return counts.double() / max(1, self.num_parameters)
 
     def select(self, lambdas: float | Sequence[float] | Mapping[str, float]) -> PackedMasks:
@@ -211,8 +212,8 @@ class TallMasks:
         for value in chosen:
             if not _is_number(value):
                 raise TypeError(f"{op}: a lambda must be a number, got {type(value).__name__}")
-            if float(value) not in self.lambdas:
-                raise ValueError(f"{op}: lambda must be one of {self.lambdas}, got {value}")
+            if _as_float(value) not in self.lambdas:
+                raise ValueError(f"{op}: lambda must be one of {self.lambdas}, got {_shown(value)}")
         values = tuple(float(value) for value in chosen)
         words = implementation(self.codes).mask_select(
             self.codes, [self._rank(value) for value in values]
@@ -230,6 +231,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer or a fraction beyond float64
+        return math.inf if value > 0 else -math.inf
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value)
+
+
 def _checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
     if isinstance(lambdas, (str, bytes)) or not isinstance(lambdas, (Sequence, Tensor)):
         raise TypeError(
@@ -243,9 +257,9 @@ def _checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
         if not _is_number(value):
             raise TypeError(f"{op}: a lambda must be a number, got {type(value).__name__}")
         # In float32 it must stay what it is: rounded to 0 or inf, masks would not be nested.
-        if not (math.isfinite(value) and 1e-45 <= value <= largest):
+        if not 1e-45 <= _as_float(value) <= largest:
             raise ValueError(
-                f"{op}: a lambda must be finite and positive (in float32), got {value}"
+                f"{op}: a lambda must be finite and positive (in float32), got {_shown(value)}"
             )
     values = tuple(float(value) for value in given)
     if len(set(values)) != len(values):
