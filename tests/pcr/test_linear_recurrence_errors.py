@@ -116,7 +116,9 @@ def test_message(call: Callable[[], Any], kind: type[Exception], message: str) -
     [
         ((A[:1], X, None, -2, False), "a must have size 2 at dimension 0, got 1"),
         ((A.double(), X, None, -2, False), "a has the wrong dtype"),
-        ((A, X, torch.zeros(2), -2, False), "initial must have 6 elements, got 2"),
+        ((A, X, torch.zeros(2), -2, False), "initial must have 2 dimensions, got 1"),
+        ((A, X, torch.zeros(3, 2), -2, False), "initial must have size 2 at dimension 0, got 3"),
+        ((A, X, torch.zeros(2, 3), -1, False), "initial must have size 5 at dimension 1, got 3"),
         ((A, X, torch.zeros(2, 3).double(), -2, False), "initial has the wrong dtype"),
         ((A, X, None, 1, False), "time_dim must be in [-3, -1], got 1"),
     ],
