@@ -3,31 +3,29 @@
 //
 //   rows     many lanes: each warp walks its lanes from the first step to the last.
 //   chained  few lanes, long sequences: the steps are cut into chunks that different blocks take.
-//   All
-//            of a block's loads are on their way before it waits for the carry of the chunk before;
-//            then its warps run one after another, and the carry goes on. Every word is read and
-//            written once, and the steps are taken in their own order, so that the bits are those
-//            of the rows kernel and of a plain loop: no products of gates, which could overflow.
+//            All of a block's loads are on their way before it waits for the carry of the chunk
+//            before; then its warps run one after another, and the carry goes on. Every word is
+//            read and written once, and the steps are taken in their own order, so that the bits
+//            are those of the rows kernel and of a plain loop: no products of gates, which could
+//            overflow.
 //
 // Both serve the forward and the backward pass, which differ in the Steps they are given.
 //
 // How carries travel between blocks, and why that cannot go wrong:
 //
 // - What a block writes for the next one is one 64-bit word per lane: 32 bits of the carry and a
-// flag
-//   (two such words for a double). A naturally aligned 64-bit atomic operation is single: a reader
-//   that sees the flag has the value that came with it in the same word. So nothing has to be
-//   ordered between two addresses, and relaxed atomics at device scope, which is what CUDA's are,
-//   suffice; no fence is needed, because no block reads anything else that another one wrote.
+//   flag (two such words for a double). A naturally aligned 64-bit atomic operation is single: a
+//   reader that sees the flag has the value that came with it in the same word. So nothing has to
+//   be ordered between two addresses, and relaxed atomics at device scope, which is what CUDA's
+//   are, suffice; no fence is needed, because no block reads anything else that another one wrote.
 //   Atomics are performed in the L2 cache, so a stale line in an L1 cache cannot be seen forever.
 // - A block's chunk is not its blockIdx but a ticket: the number of blocks that had begun before
-// it.
-//   Tickets go through the chunks in order, so the chunk that a block waits for belongs to a
+//   it. Tickets go through the chunks in order, so the chunk that a block waits for belongs to a
 //   smaller ticket, which a block holds that is running (or has ended): blocks, once begun, are not
 //   put aside for others. By induction over tickets every wait ends, however few blocks fit on the
 //   device and in whatever order they begin.
 // - The ticket counter and the words must be zero at the launch; the workspace is used for one
-// launch.
+//   launch.
 #pragma once
 
 #include <cstdint>
@@ -79,8 +77,7 @@ struct Place {
   }
 };
 
-// Of kSteps steps from `first` on, those in [begin, end) are in [0, length); `first` is at least
-// -1.
+// Of kSteps steps from `first` (at least -1) on, those in [begin, end) are in [0, length).
 template <class Acc>
 struct StepRange {
   int begin, end;
@@ -93,9 +90,9 @@ struct StepRange {
   __device__ __forceinline__ bool has(int step) const { return step >= begin && step < end; }
 };
 
-// values[j] = the lane's step `first + j` of the view; 0 outside of [0, length).
-// All threads of a warp call it together. Where time is what lies side by side in memory, a warp
-// reads runs of steps and transposes them in `staging`.
+// values[j] = the lane's step `first + j` of the view; 0 outside of [0, length). All threads of a
+// warp call it together. Where time is what lies side by side in memory, a warp reads runs of steps
+// and transposes them in `staging`.
 template <class T, class Acc>
 __device__ __forceinline__ void load_steps(const SequenceView<const T>& view, const Place& place,
                                            int64_t first, int64_t length, Acc* staging,
@@ -229,8 +226,7 @@ struct BackwardSteps {
     const Acc initial = p.initial && place.exists() ? p.initial[place.lane] : Acc(0);
 #pragma unroll
     for (int j = 0; j < kSteps<Acc>; ++j) {
-      // Without an initial state the first gate is not used: 0, even where the gradient is not
-      // finite.
+      // Without an initial state the first gate is not used: 0, even where G is not finite.
       const Acc product = gradient[j] * (j == last ? initial : a[j]);
       a[j] = j == last && !p.initial ? Acc(0) : product;
     }

@@ -7,10 +7,10 @@
 // backwards in time is nothing but a negative time stride.
 //
 //   forward   h_s = a_s h_{s-1} + x_s,  h_{-1} = initial; without one h_0 = x_0, and a_0 is not
-//   used backward  G_s = a_{s-1} G_{s-1} + g_s,  G_0 = g_0  (s counts from the last step of the
-//   forward pass)
-//             grad_x_s = G_s;  grad_a_s = G_s h_{s+1};  at the end, where h_{s+1} is the initial
-//             state, grad_initial = a_last G_last
+//             used
+//   backward  G_s = a_{s-1} G_{s-1} + g_s,  G_0 = g_0  (s counts from the last step of the forward
+//             pass); grad_x_s = G_s;  grad_a_s = G_s h_{s+1};  at the end, where h_{s+1} is the
+//             initial state, grad_initial = a_last G_last
 #pragma once
 
 #include <cstdint>

@@ -85,15 +85,20 @@ inline void check_sequences(const char* op, const char* name, const Tensor& tens
   }
 }
 
-// The initial state, checked and contiguous: the shape of `like` without time, the dtype of the
-// carry.
-inline std::optional<Tensor> initial_state(const char* op, const std::optional<Tensor>& initial,
-                                           const Tensor& like, const SequenceShape& shape) {
-  if (!initial) return std::nullopt;
+// The initial state has the shape of `like` without time and the dtype of the carry.
+inline void check_initial(const char* op, const std::optional<Tensor>& initial, const Tensor& like,
+                          int64_t time_dim) {
+  if (!initial) return;
   check_type(op, "initial", *initial, accumulate_type(like));
   check_same_device(op, "initial", *initial, like);
-  check_numel(op, "initial", *initial, shape.outer * shape.inner);
-  return torch::stable::contiguous(*initial);
+  const int64_t dims = like.dim() - 1, at = like.dim() + time_dim;
+  RC_CHECK(initial->dim() == dims, op, ": initial must have ", dims, " dimensions, got ",
+           initial->dim());
+  for (int64_t d = 0; d < dims; ++d) {
+    const int64_t size = like.size(d < at ? d : d + 1);
+    RC_CHECK(initial->size(d) == size, op, ": initial must have size ", size, " at dimension ", d,
+             ", got ", initial->size(d));
+  }
 }
 
 // Calls run(problem) on the forward problem unless there is nothing to do, and returns the states.
@@ -105,9 +110,11 @@ Tensor linear_recurrence_forward(const Tensor& a, const Tensor& x,
   check_floating(kOp, "x", x);
   check_sequences(kOp, "a", a, x);
   const SequenceShape shape(kOp, x, time_dim);
-  const std::optional<Tensor> first = initial_state(kOp, initial, x, shape);
+  check_initial(kOp, initial, x, time_dim);
   const Tensor states = fresh(x, x.sizes(), x.scalar_type());
+  // Before anything is copied: an expanded initial state may be large where no step is taken.
   if (shape.empty()) return states;
+  const std::optional<Tensor> first = made_contiguous(initial);
   const SequenceTensor gates(a, time_dim), inputs(x, time_dim), outputs(states, time_dim);
   dispatch_floating(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -138,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_gradients(const Tensor& gra
   const SequenceShape shape(kOp, grad, time_dim);
   RC_CHECK(!needs_a || states, kOp, ": states are needed for the gradient of a");
   if (needs_a) check_sequences(kOp, "states", *states, grad);
-  const std::optional<Tensor> first = initial_state(kOp, initial, grad, shape);
+  check_initial(kOp, initial, grad, time_dim);
   RC_CHECK(!needs_initial || initial, kOp, ": needs_initial without initial");
   const ScalarType type = grad.scalar_type();
   const Tensor grad_a = needs_a ? fresh(grad, grad.sizes(), type) : fresh(grad, {0}, type);
@@ -151,6 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_gradients(const Tensor& gra
     if (grad_initial.numel() > 0) torch::stable::zero_(grad_initial);
     return {grad_a, grad_x, grad_initial};
   }
+  const std::optional<Tensor> first = made_contiguous(initial);
   const SequenceTensor incoming(grad, time_dim), gates(a, time_dim);
   const SequenceTensor before(needs_a ? *states : grad, time_dim);
   dispatch_floating(type, [&](auto tag) {

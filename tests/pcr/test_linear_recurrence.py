@@ -305,6 +305,12 @@ def test_pieces_continue_with_the_bits_of_the_whole() -> None:
     assert same_bits(torch.cat(pieces, 1), whole)
 
 
+def test_no_steps_allocate_nothing_for_a_broadcast_initial_state() -> None:
+    # 4 TiB, were the state copied out.
+    x = torch.empty(0, 2**40)
+    assert linear_recurrence(x, x, torch.zeros(())).shape == (0, 2**40)
+
+
 def test_inputs_are_not_written() -> None:
     a, x = problem(2, 40, 30)
     kept = a.clone(), x.clone()

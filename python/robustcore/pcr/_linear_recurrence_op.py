@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype
+from .._checks import accumulate_dtype, check_device
 from .._library import Operator
 
 __all__ = ["backward_operator", "forward_operator"]
+
+
+def _check_devices(op: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """What the kernels check: a fake result would otherwise live on the device of ``like``."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_device(op, name, tensor, like.device)
 
 
 # --- forward: (a, x, initial, time_dim, reverse) -> states. Time counts from the end (negative).
@@ -19,6 +26,7 @@ __all__ = ["backward_operator", "forward_operator"]
 def _fake_forward(
     a: Tensor, x: Tensor, initial: Tensor | None, time_dim: int, reverse: bool
 ) -> Tensor:
+    _check_devices("linear_recurrence", x, a=a, initial=initial)
     return x.new_empty(x.shape)
 
 
@@ -50,6 +58,7 @@ def _fake_backward(
     needs_x: bool,
     needs_initial: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices("linear_recurrence_backward", grad, a=a, states=states, initial=initial)
     carry = accumulate_dtype(grad.dtype)
     return (
         grad.new_empty(grad.shape if needs_a else 0),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import accumulate_dtype, check_device, check_floating, check_tensor
+from .._checks import (
+    accumulate_dtype,
+    autocast_enabled,
+    check_device,
+    check_floating,
+    check_tensor,
+)
 from .._reference import wants_reference
 from ..reference import pcr as reference
 from ._linear_recurrence_op import forward_operator
@@ -41,9 +47,10 @@ def linear_recurrence(
             ``a`` and ``x`` are broadcast against each other by PyTorch's rules, the time dimension
             included: gates of shape ``(C,)`` are the same at every step. Differentiable.
         initial: The state before the first step, on the same device; in the dtype of ``x``, or that
-            of the carry (see Numerics). Its shape must broadcast to that of the result without the
-            time dimension. ``None`` means that the first state is ``x`` of the first step: its gate
-            is then not used and gets a gradient of zero. Differentiable.
+            of the carry (see Numerics); under autocast any but float64 beside narrower ones. Its
+            shape must broadcast to that of the result without the time dimension. ``None`` means
+            that the first state is ``x`` of the first step: its gate is then not used and gets a
+            gradient of zero. Differentiable.
         reverse: Run from the last step to the first, :math:`h_t = a_t h_{t+1} + x_t`, with
             ``initial`` the state after the last step. No copy is made.
         time_dim: The dimension of time in the broadcast shape: by default ``(..., T, C)``; -1 for
@@ -54,8 +61,10 @@ def linear_recurrence(
         promoted one under autocast); ``initial`` has no influence on the dtype.
 
     Raises:
-        TypeError: An argument is not a tensor, a dtype is not supported, or the dtypes differ.
+        TypeError: An argument is not a dense tensor, a dtype is not supported, the dtypes differ,
+            ``reverse`` is not a bool or ``time_dim`` not an int.
         ValueError: The devices differ, shapes do not broadcast, or ``time_dim`` is out of range.
+        NotImplementedError: Forward-mode derivatives are asked for.
 
     Numerics: the carry is float32 for 16-bit inputs, float64 for float64; a 16-bit state is rounded
     when it is stored, not in the carry (its gradient for ``a`` uses the stored one). Steps are
@@ -75,7 +84,7 @@ def linear_recurrence(
 
     It works with ``torch.compile(fullgraph=True)``, ``torch.export``, autocast, ``torch.func.grad``
     and ``torch.func.vmap``, and can be differentiated any number of times. Forward-mode derivatives
-    (``torch.func.jvp``) are not offered: they raise an error.
+    (``torch.func.jvp``) are not offered: they raise NotImplementedError.
 
     Source: Danieli et al., DeepPCR, arXiv 2309.16318 (the recurrence as a bidiagonal system);
     Martin and Cundy, Parallelizing Linear Recurrent Neural Nets Over Sequence Length, arXiv
@@ -93,10 +102,12 @@ def linear_recurrence(
         >>> x.grad.flatten().tolist()
         [1.875, 1.75, 1.5, 1.0]
     """
-    check_tensor(_OP, "a", a)
-    check_tensor(_OP, "x", x)
+    _check_dense("a", a)
+    _check_dense("x", x)
     if initial is not None:
-        check_tensor(_OP, "initial", initial)
+        _check_dense("initial", initial)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"{_OP}: reverse must be a bool, got {type(reverse).__name__}")
     if not isinstance(time_dim, int) or isinstance(time_dim, bool):
         raise TypeError(f"{_OP}: time_dim must be an int, got {type(time_dim).__name__}")
     check_device(_OP, "x", x, a.device)
@@ -107,7 +118,7 @@ def linear_recurrence(
 
     dtype = a.dtype
     if x.dtype is not dtype:
-        if not torch.is_autocast_enabled(a.device.type):
+        if not autocast_enabled(a.device):
             raise TypeError(
                 f"{_OP}: x must have the dtype of a ({_name(dtype)}), got {_name(x.dtype)}"
             )
@@ -127,7 +138,14 @@ def linear_recurrence(
         initial = _initial(initial, x, time_dim)
     if wants_reference(x):
         return reference.linear_recurrence(a, x, initial, reverse=reverse, time_dim=time_dim)
-    return forward_operator(a, x, initial, time_dim, bool(reverse))
+    return forward_operator(a, x, initial, time_dim, reverse)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    check_tensor(_OP, name, tensor)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "a nested tensor" if tensor.is_nested else _name(tensor.layout)
+        raise TypeError(f"{_OP}: {name} must be a dense tensor, got {layout}")
 
 
 def _broadcast(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,10 +164,13 @@ def _initial(initial: Tensor, x: Tensor, time_dim: int) -> Tensor:
     check_floating(_OP, "initial", initial)
     carry = accumulate_dtype(x.dtype)
     if initial.dtype is not carry:
-        if initial.dtype is torch.float64:
+        # Autocast makes 16-bit tensors out of wider ones, so it promotes here as well.
+        promoted = autocast_enabled(x.device) and initial.dtype is not torch.float64
+        if initial.dtype is not x.dtype and not promoted:
+            allowed = _name(carry) if x.dtype is carry else f"{_name(x.dtype)} or {_name(carry)}"
             raise TypeError(
-                f"{_OP}: initial must be {_name(carry)} or narrower for x of {_name(x.dtype)}, "
-                f"got float64"
+                f"{_OP}: initial must be {allowed} for x of {_name(x.dtype)}, "
+                f"got {_name(initial.dtype)}"
             )
         initial = initial.to(carry)
     at = x.dim() + time_dim
@@ -165,5 +186,5 @@ def _initial(initial: Tensor, x: Tensor, time_dim: int) -> Tensor:
     return initial
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(value: torch.dtype | torch.layout) -> str:
+    return str(value).removeprefix("torch.")

@@ -26,19 +26,23 @@ def operator_cases() -> list[OperatorCase]:
             reference=reference.linear_recurrence,
             samples=linear_recurrence_samples,
             differentiable=(0, 1, "initial"),
-            # A state is rounded once when it is stored in 16 bits.
+            # In 16 bits a state has the error of the float32 carry, and is then rounded once: by at
+            # most half a unit in the last place, which just above a power of two is 2^-8 of a
+            # bfloat16 (8 significant bits) and 2^-11 of a float16 (11 of them). Among some hundred
+            # values one comes close to a tie there, so that nearly all of that is really used.
             rtol={
                 torch.float32: 2e-6,
                 torch.float64: 1e-14,
-                torch.bfloat16: 2**-8,
-                torch.float16: 2**-11,
+                torch.bfloat16: 2**-8 + 2e-6,
+                torch.float16: 2**-11 + 2e-6,
             },
-            # Sums of some tens of terms of size one may cancel; float16 has a coarse smallest step.
+            # Sums of some tens of terms of size one may cancel. Below its normal range a float16
+            # is rounded by up to half of its smallest step, 2^-24.
             atol={
                 torch.float32: 2e-6,
                 torch.float64: 1e-14,
                 torch.bfloat16: 2e-6,
-                torch.float16: 2e-6,
+                torch.float16: 2e-6 + 2**-25,
             },
             # The gradient of a gate multiplies by a stored state; of one that is broadcast, 16-bit
             # terms are summed by PyTorch.
