@@ -301,3 +301,16 @@ def test_in_place_without_memory() -> None:
     base = torch.randn(10, device="meta")
     masks = whole(torch.randn(10)).to("meta")
     assert masks.apply(0, base, base, inplace=True) is base
+
+
+def test_in_place_compiles_whole() -> None:
+    torch._dynamo.reset()
+    base, merged = torch.randn(10), torch.randn(10)
+    masks = whole(base)
+    expected = base + merged
+
+    def add(b: torch.Tensor) -> None:
+        masks.apply(0, b, merged, inplace=True)
+
+    torch.compile(add, fullgraph=True, backend="aot_eager")(base)
+    assert torch.equal(base, expected)

@@ -215,14 +215,19 @@ class PackedMasks:
             )
         if not starts:
             return
-        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in starts):
+        eager = not torch.compiler.is_compiling()
+        if (
+            eager
+            and not torch.is_inference_mode_enabled()
+            and any(t.is_inference() for t in starts)
+        ):
             raise ValueError(
                 f"{op}: base must not hold inference tensors where inplace is True outside of "
                 "torch.inference_mode()"
             )
+        has_addresses = eager and mask.device.type != "meta"
         functions = implementation(mask)
         changes = widened(merged, starts)
-        has_addresses = not torch.compiler.is_compiling() and mask.device.type != "meta"
         if has_addresses and all(t.is_contiguous() for t in starts):
             groups = overlapping([*starts, *merged])
             if all(len(group) == 1 or min(group) >= len(starts) for group in groups):
