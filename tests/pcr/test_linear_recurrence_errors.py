@@ -101,22 +101,22 @@ A, X = torch.rand(2, 5, 3), torch.randn(2, 5, 3)
         (
             lambda: linear_recurrence(A.to_sparse(), X),
             TypeError,
-            "a must be a dense tensor, got sparse_coo",
+            "a must be a dense (strided) tensor, got torch.sparse_coo",
         ),
         (
             lambda: linear_recurrence(A, X.to_sparse()),
             TypeError,
-            "x must be a dense tensor, got sparse_coo",
+            "x must be a dense (strided) tensor, got torch.sparse_coo",
         ),
         (
             lambda: linear_recurrence(A, X, A[:, 0].to_sparse()),
             TypeError,
-            "initial must be a dense tensor, got sparse_coo",
+            "initial must be a dense (strided) tensor, got torch.sparse_coo",
         ),
         (
             lambda: linear_recurrence(torch.nested.nested_tensor(list(A), layout=torch.jagged), X),
             TypeError,
-            "a must be a dense tensor, got a nested tensor",
+            "a must be a dense (strided) tensor, got torch.jagged",
         ),
         (
             lambda: linear_recurrence(A, X[:, :4]),

@@ -102,10 +102,10 @@ def linear_recurrence(
         >>> x.grad.flatten().tolist()
         [1.875, 1.75, 1.5, 1.0]
     """
-    _check_dense("a", a)
-    _check_dense("x", x)
+    check_tensor(_OP, "a", a)
+    check_tensor(_OP, "x", x)
     if initial is not None:
-        _check_dense("initial", initial)
+        check_tensor(_OP, "initial", initial)
     if not isinstance(reverse, bool):
         raise TypeError(f"{_OP}: reverse must be a bool, got {type(reverse).__name__}")
     if not isinstance(time_dim, int) or isinstance(time_dim, bool):
@@ -139,13 +139,6 @@ def linear_recurrence(
     if wants_reference(x):
         return reference.linear_recurrence(a, x, initial, reverse=reverse, time_dim=time_dim)
     return forward_operator(a, x, initial, time_dim, reverse)
-
-
-def _check_dense(name: str, tensor: Tensor) -> None:
-    check_tensor(_OP, name, tensor)
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        layout = "a nested tensor" if tensor.is_nested else _name(tensor.layout)
-        raise TypeError(f"{_OP}: {name} must be a dense tensor, got {layout}")
 
 
 def _broadcast(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,5 +179,5 @@ def _initial(initial: Tensor, x: Tensor, time_dim: int) -> Tensor:
     return initial
 
 
-def _name(value: torch.dtype | torch.layout) -> str:
-    return str(value).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
