@@ -115,7 +115,7 @@ def test_files(quick):
     assert quick.results["report"] == str(report / "index.html")
     assert sorted(path.name for path in report.iterdir()) == ["index.html", "results.json"]
     text = (report / "results.json").read_text(encoding="utf-8")
-    assert json.loads(text) == quick.results
+    assert json.loads(text) == {**quick.results, "report": "index.html"}
     assert (quick.root / "numbers" / "demo.json").read_text(encoding="utf-8") == text
     everything = {path.name for path in quick.root.rglob("*")}
     assert everything == {"new", "report", "index.html", "results.json", "numbers", "demo.json"}

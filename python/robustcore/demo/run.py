@@ -65,10 +65,12 @@ def run(
                 progress.stop_task(bar)
         results["machine"] = _machine()
     results["seconds"] = time.perf_counter() - start
-    results["report"] = "index.html"
+    results["report"] = str(folder / "index.html")
 
     page = report.render(results)
-    numbers = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    # The file may travel: it names the page relative to itself.
+    portable = {**results, "report": "index.html"}
+    numbers = json.dumps(portable, indent=1, allow_nan=False) + "\n"
     _write_folder(folder, {"index.html": page, "results.json": numbers})
     if json_file is not None:
         _write_file(json_file, numbers)
