@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import _library as _library_checks
 from .._errors import translated
 from .._library import functorch_active
 from .._reference import wants_reference
@@ -75,10 +76,8 @@ def mask_multiply(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
 
 def refuse_tangents(op: str, tensors: Sequence[Tensor]) -> None:
     """The operators have no forward-mode derivative and would drop tangents without a word."""
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    ):
-        raise NotImplementedError(f"{op}: forward-mode derivatives are not offered")
+    if forward_ad._current_level >= 0:
+        _library_checks.refuse_tangents(op, tensors)
 
 
 class _Apply(torch.autograd.Function):
