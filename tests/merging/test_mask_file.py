@@ -322,9 +322,9 @@ def test_a_file_that_contradicts_itself(saved: Path, name: str) -> None:
 
 
 def every_field() -> list[str]:
-    from robustcore.merging.mask_file import _REQUIRED
+    from robustcore.merging._mask_header import REQUIRED
 
-    return list(_REQUIRED)
+    return list(REQUIRED)
 
 
 @pytest.mark.parametrize("field", every_field())

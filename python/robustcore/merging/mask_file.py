@@ -2,17 +2,14 @@
 
 Tensors: ``masks/<index>`` uint8 [ceil(P / 8)], bit ``i`` of byte ``j`` is parameter ``8 j + i`` of
 the flat order; where models are embedded, ``base/<key>`` and ``merged/<key>``, with the base also
-its integer and boolean buffers. Metadata: see ``_describe``.
+its integer and boolean buffers. Metadata: see ``describe``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -20,52 +17,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .._checks import FLOATING_DTYPES, accumulate_dtype
+from .._checks import accumulate_dtype
 from ._atomic_file import atomic_file
+from ._mask_header import (
+    SAFETENSORS_NAMES,
+    Header,
+    as_bytes,
+    as_json,
+    describe,
+    is_text,
+    metadata_sha256,
+    sha256,
+    tensor_values,
+)
 from .packed_masks import PackedMasks
-from .state_dict import FlatLayout, Model, TensorInfo, matching_tensors
+from .state_dict import FlatLayout, Model, matching_tensors
 
 __all__ = ["MaskFile", "read_mask_file", "write_mask_file"]
-
-_FORMAT = "robustcore.packed_masks"
-_VERSION = "1"
-_BIT_ORDER = "bit i of byte j is parameter 8*j+i of the flat order"
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *FLOATING_DTYPES,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-    )
-}
-_REQUIRED = (
-    "format",
-    "format_version",
-    "bit_order",
-    "num_parameters",
-    "num_tasks",
-    "tasks",
-    "lambdas",
-    "comparison",
-    "k",
-    "sources",
-    "layout",
-    "skipped",
-    "is_tensor",
-    "masks_sha256",
-    "base_sha256",
-    "merged_sha256",
-    "buffers_sha256",
-    "embedded",
-    "metadata_sha256",
-)
 
 
 @dataclass(frozen=True)
@@ -107,15 +75,15 @@ def write_mask_file(
     models = {name: _tensors_of(op, masks.layout, name, model) for name, model in given.items()}
     _check_text(op, masks)
     rows = masks.packed.cpu()
-    metadata = _describe(masks, rows)
+    metadata = describe(masks, rows)
     for name in ("base", "merged"):
-        metadata[f"{name}_sha256"] = _sha256(models[name]) if name in models else ""
+        metadata[f"{name}_sha256"] = sha256(models[name]) if name in models else ""
     embedded = sorted(models) if embed else []
     buffers = _buffers_of(masks.layout, base) if "base" in embedded else []
-    metadata["buffers_sha256"] = _sha256(buffers) if "base" in embedded else ""
-    metadata["embedded"] = _json(embedded)
-    metadata["metadata_sha256"] = _metadata_sha256(metadata)
-    _Header(op, os.fspath(path), metadata)  # what could not be read again is not written
+    metadata["buffers_sha256"] = sha256(buffers) if "base" in embedded else ""
+    metadata["embedded"] = as_json(embedded)
+    metadata["metadata_sha256"] = metadata_sha256(metadata)
+    Header(op, os.fspath(path), metadata)  # what could not be read again is not written
     tensors = {f"masks/{index}": row for index, row in enumerate(rows)}
     for name in embedded:
         for key, tensor in zip(masks.layout.keys, models[name], strict=True):
@@ -139,16 +107,16 @@ def _write_safetensors(
     for key, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[key] = {
-            "dtype": _SAFETENSORS_NAMES[tensor.dtype],
+            "dtype": SAFETENSORS_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = _json(header).encode()
+    text = as_json(header).encode()
     text += b" " * (-len(text) % 8)  # data starts aligned
     file.write(struct.pack("<Q", len(text)))
     file.write(text)
     for tensor in tensors.values():
-        file.write(_bytes(tensor))
+        file.write(as_bytes(tensor))
 
 
 def read_mask_file(
@@ -176,7 +144,7 @@ def read_mask_file(
         pass
     try:
         with safe_open(name, framework="pt", device="cpu") as file:
-            header = _Header(op, name, file.metadata())
+            header = Header(op, name, file.metadata())
             header.check_tensors(file)
             words = header.read_words(file)
             embedded = {which: header.read_model(file, which) for which in header.embedded}
@@ -203,185 +171,9 @@ def read_mask_file(
     )
 
 
-class _Header:
-    """The metadata of a file, checked against itself and against the list of its tensors."""
-
-    def __init__(self, op: str, name: str, metadata: Mapping[str, str] | None) -> None:
-        self.op = op
-        self.name = name
-        self._fields = dict(metadata or {})
-        if self._fields.get("format") != _FORMAT:
-            self._fail(f"its format is {self._fields.get('format')!r}, not {_FORMAT!r}")
-        version = self._fields.get("format_version")
-        if version != _VERSION:
-            self._fail(f"format_version must be {_VERSION!r}, got {version!r}")
-        missing = [field for field in _REQUIRED if field not in self._fields]
-        unknown = sorted(self._fields.keys() - set(_REQUIRED))
-        if missing or unknown:
-            self._fail(f"its metadata lacks {missing} and has unknown {unknown}")
-        if self._fields["metadata_sha256"] != _metadata_sha256(self._fields):
-            self._fail("metadata_sha256 does not match the metadata: it was changed")
-        if self._fields["bit_order"] != _BIT_ORDER:
-            self._fail(f"bit_order must be {_BIT_ORDER!r}, got {self._fields['bit_order']!r}")
-        self.layout = self._read_layout()
-        self._read_tasks()
-        self.num_parameters = self._value("num_parameters", _is_count)
-        if self.num_parameters != self.layout.num_parameters:
-            self._fail(
-                f"num_parameters is {self.num_parameters}, yet the layout holds "
-                f"{self.layout.num_parameters}"
-            )
-        self.row_bytes = (self.num_parameters + 7) // 8
-        self.embedded = self._value(
-            "embedded", lambda value: value in ([], ["base"], ["merged"], ["base", "merged"])
-        )
-        self.hashes = {which: self._read_hash(which) for which in ("base", "merged", "buffers")}
-        for which in self.embedded:
-            if self.hashes[which] is None:
-                self._fail(f"{which} is embedded, yet {which}_sha256 is empty")
-        if "base" in self.embedded and self.hashes["buffers"] is None:
-            self._fail("base is embedded, yet buffers_sha256 is empty")
-
-    def _fail(self, what: str) -> None:
-        raise ValueError(f"{self.op}: {self.name}: {what}")
-
-    def _value(self, field: str, valid: Any) -> Any:
-        text = self._fields[field]
-        try:
-            value = json.loads(text)
-            good = valid(value)
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-            good = False
-        if not good:
-            shown = text if len(text) <= 200 else text[:200] + "..."
-            self._fail(f"{field} has no valid value, got {shown!r}")
-        return value
-
-    def _read_layout(self) -> FlatLayout:
-        parameters = _infos(self._value("layout", lambda value: _is_layout(value, floating=True)))
-        skipped = _infos(self._value("skipped", lambda value: _is_layout(value, floating=False)))
-        is_tensor = self._value("is_tensor", lambda value: isinstance(value, bool))
-        if is_tensor and (skipped or [info.key for info in parameters] != [""]):
-            self._fail("is_tensor is true, yet the layout is that of a state dict")
-        keys = [info.key for info in (*parameters, *skipped)]
-        if len(set(keys)) != len(keys):
-            self._fail("the layout names a key twice")
-        return FlatLayout(parameters, skipped, is_tensor)
-
-    def _read_tasks(self) -> None:
-        self.tasks = tuple(self._value("tasks", _is_names))
-        if not self.tasks or self._value("num_tasks", _is_count) != len(self.tasks):
-            self._fail(
-                f"num_tasks is {self._fields['num_tasks']}, yet {len(self.tasks)} tasks are named"
-            )
-        self.comparison = self._value("comparison", lambda value: value in ("strict", "paper"))
-        self.sources = tuple(self._value("sources", _is_names))
-        self.k = self._value("k", lambda value: value is None or (_is_count(value) and value > 0))
-        if (self.k is None) != (not self.sources) or (self.k or 0) > len(self.sources):
-            self._fail(f"k is {self.k}, yet there are {len(self.sources)} sources")
-        if self.k is not None and len(self.tasks) != 1:
-            self._fail(f"k is {self.k}, yet there are {len(self.tasks)} masks and not one")
-        wanted = len(self.sources or self.tasks)
-        values = self._value(
-            "lambdas", lambda value: value is None or (_is_lambdas(value) and len(value) == wanted)
-        )
-        self.lambdas = None if values is None else tuple(values)
-
-    def _read_hash(self, which: str) -> str | None:
-        text = self._fields[f"{which}_sha256"]
-        if text and (len(text) != 64 or set(text) - set("0123456789abcdef")):
-            self._fail(f"{which}_sha256 is not a SHA-256, got {text[:80]!r}")
-        return text or None
-
-    def check_tensors(self, file: Any) -> None:
-        """Names, dtypes and shapes of all tensors, before any is read."""
-        expected = {f"masks/{index}": ("U8", [self.row_bytes]) for index in range(len(self.tasks))}
-        for which in self.embedded:
-            for info in self._embedded_infos(which):
-                expected[f"{which}/{info.key}"] = (
-                    _SAFETENSORS_NAMES[info.dtype],
-                    list(info.shape),
-                )
-        present = set(file.keys())
-        missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
-        if missing or extra:
-            self._fail(f"tensors are missing: {missing[:20]}, or not expected: {extra[:20]}")
-        for key, (dtype, shape) in expected.items():
-            part = file.get_slice(key)
-            found = (part.get_dtype(), part.get_shape())
-            if found != (dtype, shape):
-                self._fail(f"tensor {key!r} must be {dtype} {shape}, got {found[0]} {found[1]}")
-
-    def _embedded_infos(self, which: str) -> list[TensorInfo]:
-        """What is stored of a model: of the base all, of a task vector the parameters."""
-        layout = self.layout
-        if which == "base":
-            return [*layout.parameters, *layout.skipped]
-        return [
-            TensorInfo(info.key, info.shape, accumulate_dtype(info.dtype))
-            for info in layout.parameters
-        ]
-
-    def read_words(self, file: Any) -> Tensor:
-        shape = (len(self.tasks), (self.num_parameters + 63) // 64)
-        words = torch.zeros(shape, dtype=torch.int64, device="cpu")
-        rows = words.view(torch.uint8)[:, : self.row_bytes]
-        for index, row in enumerate(rows):
-            row.copy_(file.get_tensor(f"masks/{index}"))
-        used = self.num_parameters % 8
-        if used:
-            for task, last in zip(self.tasks, rows[:, -1].tolist(), strict=True):
-                if last >> used:
-                    self._fail(f"the mask of task {task!r} has bits set past the last parameter")
-        if _sha256(list(rows)) != self._fields["masks_sha256"]:
-            self._fail("masks_sha256 does not match the masks: they were changed")
-        return words
-
-    def read_model(self, file: Any, which: str) -> list[Tensor]:
-        infos = self._embedded_infos(which)
-        tensors = [file.get_tensor(f"{which}/{info.key}").clone() for info in infos]
-        count = len(self.layout.parameters)
-        self.check_model(which, tensors[:count])
-        if which == "base":
-            self.check_model("buffers", tensors[count:])
-        return tensors
-
-    def check_model(self, which: str, tensors: Sequence[Tensor]) -> None:
-        if self.hashes[which] is None:
-            self._fail(f"it holds no hash of {which} to compare with")
-        found = _sha256(tensors)
-        if found != self.hashes[which]:
-            self._fail(f"{which}_sha256 is {self.hashes[which]}, yet the {which} has {found}")
-
-    def as_model(self, tensors: list[Tensor] | None) -> Model | None:
-        if tensors is None:
-            return None
-        if self.layout.is_tensor:
-            return tensors[0]
-        keys = [info.key for info in (*self.layout.parameters, *self.layout.skipped)]
-        return dict(zip(keys, tensors, strict=False))  # a task vector has no buffers
-
-
-_SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-}
-
-
 def _tensors_of(op: str, layout: FlatLayout, name: str, model: Model) -> list[Tensor]:
     """A model's tensors in flat order, on whatever device; a task vector in its wide dtype."""
-    first = model if isinstance(model, Tensor) else next(iter(_tensor_values(model)), None)
+    first = model if isinstance(model, Tensor) else next(iter(tensor_values(model)), None)
     device = first.device if first is not None else torch.device("cpu")
     vectors = frozenset({"merged"})
     tensors = matching_tensors(op, layout, device, {name: model}, vectors=vectors)[name]
@@ -399,99 +191,5 @@ def _check_text(op: str, masks: PackedMasks) -> None:
     keys = [info.key for info in (*masks.layout.parameters, *masks.layout.skipped)]
     for field, names in (("tasks", masks.tasks), ("sources", masks.sources), ("layout", keys)):
         for name in names:
-            if not _is_text(name):
+            if not is_text(name):
                 raise ValueError(f"{op}: {field} must be Unicode text, got {name!r}")
-
-
-def _is_text(value: Any) -> bool:
-    """A string that UTF-8 can hold, that is without lone surrogates."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _tensor_values(model: Any) -> list[Tensor]:
-    values = model.values() if isinstance(model, Mapping) else []
-    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-
-
-def _describe(masks: PackedMasks, rows: Tensor) -> dict[str, str]:
-    """The metadata that follow from the masks; JSON but for the first three and hashes."""
-    layout = masks.layout
-    return {
-        "format": _FORMAT,
-        "format_version": _VERSION,
-        "bit_order": _BIT_ORDER,
-        "num_parameters": _json(masks.num_parameters),
-        "num_tasks": _json(len(masks.tasks)),
-        "tasks": _json(masks.tasks),
-        "lambdas": _json(masks.lambdas),
-        "comparison": _json(masks.comparison),
-        "k": _json(masks.k),
-        "sources": _json(masks.sources),
-        "layout": _json([_entry(info) for info in layout.parameters]),
-        "skipped": _json([_entry(info) for info in layout.skipped]),
-        "is_tensor": _json(layout.is_tensor),
-        "masks_sha256": _sha256(list(rows)),
-    }
-
-
-def _entry(info: TensorInfo) -> list[Any]:
-    return [info.key, list(info.shape), str(info.dtype).removeprefix("torch.")]
-
-
-def _infos(entries: Sequence[Any]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(key, tuple(shape), _DTYPES[dtype]) for key, shape, dtype in entries)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _sha256(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of the tensors' bytes, one after the other, each row-major."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
-
-
-def _metadata_sha256(metadata: Mapping[str, str]) -> str:
-    rest = {key: value for key, value in metadata.items() if key != "metadata_sha256"}
-    return hashlib.sha256(_json(sorted(rest.items())).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_names(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and all(_is_text(name) for name in value)
-        and len(set(value)) == len(value)
-    )
-
-
-def _is_lambdas(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(number, float) and math.isfinite(number) and number > 0 for number in value
-    )
-
-
-def _is_layout(value: Any, *, floating: bool) -> bool:
-    """Entries [key, shape, dtype], sorted by key."""
-    if not isinstance(value, list):
-        return False
-    for key, shape, dtype in value:
-        if not (_is_text(key) and isinstance(shape, list) and all(map(_is_count, shape))):
-            return False
-        if dtype not in _DTYPES or (_DTYPES[dtype] in FLOATING_DTYPES) != floating:
-            return False
-        if not _is_count(math.prod(shape)):
-            return False
-    keys = [key for key, _, _ in value]
-    return keys == sorted(keys)
