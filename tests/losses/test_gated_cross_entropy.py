@@ -15,10 +15,10 @@ import robustcore
 from robustcore import reference
 from robustcore.losses import gated_cross_entropy, gated_cross_entropy_scores
 from robustcore.testing import assert_matches, error_against
-from robustcore.testing.samples_losses import gated_cross_entropy_samples, operator_cases
+from robustcore.testing.samples_losses.gated_cross_entropy import case, samples
 
-CASE = operator_cases()[0]
-SAMPLES = {sample.name: sample for sample in gated_cross_entropy_samples()}
+CASE = case()
+SAMPLES = {sample.name: sample for sample in samples()}
 MACHINE_EPSILON = {dtype: torch.finfo(dtype).eps for dtype in strategies.FLOATING}
 
 

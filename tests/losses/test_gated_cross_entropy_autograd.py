@@ -11,10 +11,10 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from robustcore import reference
 from robustcore.losses import gated_cross_entropy, gated_cross_entropy_scores
 from robustcore.testing import assert_matches
-from robustcore.testing.samples_losses import gated_cross_entropy_samples, operator_cases
+from robustcore.testing.samples_losses.gated_cross_entropy import case, samples
 
-CASE = operator_cases()[0]
-SAMPLES = {s.name: s for s in gated_cross_entropy_samples() if s.differentiable}
+CASE = case()
+SAMPLES = {s.name: s for s in samples() if s.differentiable}
 OPS = torch.ops.robustcore
 
 

@@ -1,4 +1,4 @@
-"""Sample inputs of the losses."""
+"""Sample inputs of gated_cross_entropy."""
 
 from __future__ import annotations
 
@@ -7,43 +7,41 @@ from collections.abc import Iterator
 
 import torch
 
-from .sample import OperatorCase, Sample
+from ..sample import OperatorCase, Sample
 
-__all__ = ["gated_cross_entropy_samples", "operator_cases"]
-
-
-def operator_cases() -> list[OperatorCase]:
-    """The losses with their references."""
-    from .. import losses
-    from ..reference import losses as reference
-
-    return [
-        OperatorCase(
-            name="gated_cross_entropy",
-            family="losses",
-            function=losses.gated_cross_entropy,
-            reference=reference.gated_cross_entropy,
-            samples=gated_cross_entropy_samples,
-            differentiable=(0, 1, 2, "sample_weight"),
-            # The results of 16-bit inputs are rounded once, from float32.
-            rtol={
-                torch.float32: 2e-6,
-                torch.float64: 1e-13,
-                torch.bfloat16: 2**-8,
-                torch.float16: 2**-11,
-            },
-            # Log-probabilities near 0 come out of a difference of numbers near 10.
-            atol={
-                torch.float32: 2e-6,
-                torch.float64: 1e-14,
-                torch.bfloat16: 4e-6,
-                torch.float16: 4e-6,
-            },
-        )
-    ]
+__all__ = ["case", "samples"]
 
 
-def gated_cross_entropy_samples() -> Iterator[Sample]:
+def case() -> OperatorCase:
+    """The operator with its reference."""
+    from ... import losses
+    from ...reference import losses as reference
+
+    return OperatorCase(
+        name="gated_cross_entropy",
+        family="losses",
+        function=losses.gated_cross_entropy,
+        reference=reference.gated_cross_entropy,
+        samples=samples,
+        differentiable=(0, 1, 2, "sample_weight"),
+        # The results of 16-bit inputs are rounded once, from float32.
+        rtol={
+            torch.float32: 2e-6,
+            torch.float64: 1e-13,
+            torch.bfloat16: 2**-8,
+            torch.float16: 2**-11,
+        },
+        # Log-probabilities near 0 come out of a difference of numbers near 10.
+        atol={
+            torch.float32: 2e-6,
+            torch.float64: 1e-14,
+            torch.bfloat16: 4e-6,
+            torch.float16: 4e-6,
+        },
+    )
+
+
+def samples() -> Iterator[Sample]:
     """Sizes, weights, ignored rows, smoothing, reductions, layouts and extreme logits."""
     for rows, classes in ((0, 5), (1, 1), (1, 2), (3, 7), (31, 10), (33, 129), (5, 1025)):
         yield _gated(f"{rows} rows of {classes} classes", rows, classes)

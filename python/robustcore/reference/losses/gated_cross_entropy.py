@@ -1,4 +1,4 @@
-"""Losses for noisy labels in plain PyTorch; :mod:`robustcore.losses` documents the arguments."""
+"""Pi-DUAL's gated cross-entropy in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import accumulate_dtype, autocast_enabled
-from ..losses.results import GatedCrossEntropyScores
+from ..._checks import accumulate_dtype, autocast_enabled
+from ...losses.results import GatedCrossEntropyScores
 
 __all__ = ["gated_cross_entropy", "gated_cross_entropy_scores"]
 

@@ -1,0 +1,15 @@
+"""Sample inputs of the losses: one module per operator, with a function ``case()``."""
+
+from __future__ import annotations
+
+from ..sample import OperatorCase
+from . import gated_cross_entropy
+
+__all__ = ["operator_cases"]
+
+_MODULES = (gated_cross_entropy,)
+
+
+def operator_cases() -> list[OperatorCase]:
+    """The losses with their references."""
+    return [module.case() for module in _MODULES]
