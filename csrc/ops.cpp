@@ -2,31 +2,49 @@
 // <family>/<op>_cuda.cu; shapes for tracing and derivatives in python/robustcore/<family>/.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
+namespace {
+
+// The losses of rows of logits share one signature (csrc/losses/row_problem.h). logits, second: [N,
+// C]; row_value*: [N], what they are the loss says (a gate, a parameter per row); target: int64 [N]
+// or class probabilities [N, C]; weight: [C]; sample_weight: [N]; reduction: 0 none, 1 mean, 2 sum.
+const std::string kRowLossArguments =
+    "Tensor? second, Tensor? row_value, Tensor? row_value2, Tensor? row_value3, Tensor target, "
+    "Tensor? weight, Tensor? sample_weight, float[] parameters, int ignore_index, "
+    "float label_smoothing, float temperature, float softcap, float lse_square, int reduction";
+
+using Library = torch::stable::detail::StableLibrary;
+
+void define_row_loss(Library& m, const std::string& name) {
+  const std::string arguments = "Tensor logits, " + kRowLossArguments;
+  const std::string needs = ", bool needs_logits, bool needs_second";
+  m.def((name + "(" + arguments + ") -> Tensor").c_str());
+  // Gradients for logits, second, the row values and sample_weight; those not wanted are empty.
+  const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+  m.def((name + "_backward(Tensor grad_loss, " + arguments + needs + ") -> (" + gradients).c_str());
+  // The loss, and the gradients.
+  m.def((name + "_with_gradients(" + arguments + needs + ") -> (Tensor, " + gradients).c_str());
+  // The same; the wanted gradients of the matrices are written over them and are empty in the
+  // result.
+  std::string written = "Tensor(a!) logits, " + kRowLossArguments;
+  written.replace(written.find("Tensor? second"), 14, "Tensor(b!)? second");
+  m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
+}
+
+// The loss, then log softmax(logits)[target] [N] and argmax [N].
+void define_row_loss_scores(Library& m, const std::string& name) {
+  m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
+            .c_str());
+}
+
+}  // namespace
+
 STABLE_TORCH_LIBRARY(robustcore, m) {
   // --- losses
-  // prediction, noise: [N, C]; gate, target, sample_weight: [N]; weight: [C];
-  // reduction: 0 none, 1 mean, 2 sum. Results: loss, rows [3, N], denominator [].
-  m.def(
-      "gated_cross_entropy(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
-      "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
-      "int reduction) -> (Tensor, Tensor, Tensor)");
-  // The same, then log softmax(prediction)[target] [N], argmax [N], sigmoid(gate) [N].
-  m.def(
-      "gated_cross_entropy_scores(Tensor prediction, Tensor noise, Tensor gate, Tensor target, "
-      "Tensor? weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
-      "int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // The loss, and the gradients for prediction, noise, gate and sample_weight, those not wanted
-  // empty.
-  m.def(
-      "gated_cross_entropy_with_gradients(Tensor prediction, Tensor noise, Tensor gate, "
-      "Tensor target, Tensor? weight, Tensor? sample_weight, int ignore_index, "
-      "float label_smoothing, int reduction, bool needs_prediction, bool needs_noise) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "gated_cross_entropy_backward(Tensor grad_loss, Tensor prediction, Tensor noise, "
-      "Tensor gate, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor rows, "
-      "Tensor denominator, int ignore_index, float label_smoothing, int reduction, "
-      "bool needs_prediction, bool needs_noise) -> (Tensor, Tensor, Tensor, Tensor)");
+  define_row_loss(m, "gated_cross_entropy");
+  define_row_loss_scores(m, "gated_cross_entropy");
+  define_row_loss(m, "comp_sum_loss");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

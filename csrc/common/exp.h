@@ -54,6 +54,54 @@ RC_INLINE double logarithm(double x) {
   return log(x);
 }
 
+// exp(x) - 1 in float, relative error below 4e-7 on the host: the exponential's own polynomial
+// where nothing has to be scaled.
+RC_INLINE float exponential_minus_one(float x) {
+#if defined(__CUDA_ARCH__)
+  return expm1f(x);
+#else
+  float p = 1.97902976651676e-4f;
+  p = p * x + 1.3944703387096524e-3f;
+  p = p * x + 8.333497680723667e-3f;
+  p = p * x + 4.166629537940025e-2f;
+  p = p * x + 1.666666567325592e-1f;
+  p = p * x + 0.5f;
+  const float near_zero = (p * x) * x + x;
+  const float away = exponential(x) - 1.0f;
+  const float magnitude = x < 0.0f ? -x : x;
+  return magnitude < 0.3465f ? near_zero : away;
+#endif
+}
+RC_INLINE double exponential_minus_one(double x) {
+  return expm1(x);
+}
+
+// tanh(x) in float, relative error below 2e-7 on the host, branch-free like the exponential: an odd
+// polynomial near 0 (fitted for the smallest largest relative error on |x| <= 0.56), otherwise by
+// way of exp(-2 |x|).
+RC_INLINE float hyperbolic_tangent(float x) {
+#if defined(__CUDA_ARCH__)
+  return tanhf(x);
+#else
+  const float square = x * x;
+  float q = 2.36547e-3f;
+  q = q * square - 8.38896e-3f;
+  q = q * square + 2.177525e-2f;
+  q = q * square - 5.395862e-2f;
+  q = q * square + 1.3333288e-1f;
+  q = q * square - 3.3333333e-1f;
+  const float near_zero = x + x * (square * q);
+  const float magnitude = x < 0.0f ? -x : x;
+  const float small = exponential(-2.0f * magnitude);
+  const float away = (1.0f - small) / (1.0f + small);
+  const float result = x < 0.0f ? -away : away;
+  return magnitude < 0.55f ? near_zero : result;
+#endif
+}
+RC_INLINE double hyperbolic_tangent(double x) {
+  return tanh(x);
+}
+
 // sigmoid(x) and sigmoid(-x), both without cancellation: never 1 - sigmoid(x).
 template <class Acc>
 struct LogisticPair {

@@ -1,7 +1,8 @@
 #include "losses/gated_cross_entropy.h"
-#include "losses/two_logits_cpu.h"
+#include "losses/row_loss_cpu.h"
 
 STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
   using namespace robustcore;
-  register_two_logit_operators<TwoLogitCpu, GatedCrossEntropy>(m);
+  register_row_loss<RowLossCpu, GatedCrossEntropy>(m);
+  register_row_loss_scores<RowLossCpu, GatedCrossEntropy>(m);
 }

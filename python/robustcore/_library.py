@@ -81,7 +81,8 @@ class Operator:
         if info.batch_size == 0:
             raise ValueError(f"{self.name}: vmap needs a batch of at least one, got 0")
         members = [
-            self(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims)))
+            # The dimensions of a list of numbers are a list themselves: only tensors have members.
+            self(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims)))
             for i in range(info.batch_size)
         ]
         if isinstance(members[0], torch.Tensor):

@@ -1,5 +1,6 @@
 """Fused per-sample losses for training on noisy labels."""
 
+from .comp_sum_loss import CompSumLoss, comp_sum_loss
 from .gated_cross_entropy import (
     GatedCrossEntropyLoss,
     gated_cross_entropy,
@@ -9,10 +10,12 @@ from .pi_dual import PiDUAL
 from .results import GatedCrossEntropyScores, NoiseScores
 
 __all__ = [
+    "CompSumLoss",
     "GatedCrossEntropyLoss",
     "GatedCrossEntropyScores",
     "NoiseScores",
     "PiDUAL",
+    "comp_sum_loss",
     "gated_cross_entropy",
     "gated_cross_entropy_scores",
 ]

@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._checks import check_tensor
-from .._library import functorch_active
 from .._reference import wants_reference
-from ._classification import TwoLogitArguments, check_class_options, two_logit_arguments
-from ._gated_cross_entropy_op import forward_operator, gradient_in_forward, scores_operator
+from ._arguments import row_loss_arguments
+from ._module import RowLossModule
+from ._row_loss import RowLoss, reference_options
 from .results import GatedCrossEntropyScores
 
 __all__ = ["GatedCrossEntropyLoss", "gated_cross_entropy", "gated_cross_entropy_scores"]
 
-_NAMES = ("prediction", "noise")
+
+def _reference(*raw: Any) -> Tensor:
+    from ..reference.losses import gated_cross_entropy as reference
+
+    prediction, noise, gate, _, _, target = raw[:6]
+    return reference(prediction, noise, gate, target, **reference_options(raw))
+
+
+_loss = RowLoss(
+    "gated_cross_entropy", _reference, row_value_gradients=(True, False, False), scores=True
+)
 
 
 def gated_cross_entropy(
@@ -29,8 +38,12 @@ def gated_cross_entropy(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     dim: int = -1,
+    inplace_gradients: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of two logit tensors mixed by one gate per row (Pi-DUAL).
 
@@ -50,23 +63,34 @@ def gated_cross_entropy(
         noise: Logits :math:`\varepsilon`, shape and dtype of ``prediction``. Differentiable.
         gate: Gate **logits** :math:`s`, shape ``(...)``, or with a class dimension of size one;
             any floating dtype. Differentiable.
-        target: Class indices in ``[0, C)`` or ``ignore_index``, int64, shape ``(...)``.
+        target: Class indices in ``[0, C)`` or ``ignore_index``, int64, shape ``(...)``; or class
+            probabilities, floating, shape of ``prediction``, a constant.
         weight: Class weights, shape ``(C,)``, floating; a constant.
         sample_weight: Weights :math:`v`, shape ``(...)``, floating. Differentiable.
         ignore_index: Rows with this target contribute nothing: loss 0, gradients exactly 0, even
             where their logits are not finite.
         label_smoothing: In ``[0, 1]``, as in :func:`torch.nn.functional.cross_entropy`.
+        temperature: Divides the mixed logits :math:`h`; positive.
+        softcap: Bends them before that, :math:`c \tanh(h / c)`; positive, or None.
+        lse_square_scale: Adds this times :math:`\mathrm{logsumexp}(h)^2` to the loss of each row
+            (the "z-loss" of language models), before the sample weight.
         reduction: ``"none"`` (shape ``(...)``), ``"sum"``, or ``"mean"``, which divides as
             :func:`torch.nn.functional.cross_entropy` does: by the sum of ``weight[target]`` over
-            the rows that are not ignored. Sample weights do not enter the denominator.
+            the rows that are not ignored, or by the number of rows where ``target`` holds
+            probabilities. Sample weights do not enter the denominator.
         dim: Where the classes are. Other than last costs a copy.
+        inplace_gradients: Allows the gradients to overwrite ``prediction`` and ``noise`` (those
+            that require grad) in the forward pass, which saves their memory. Done for scalar
+            reductions in eager mode where the logits are contiguous; their version counters move,
+            so that autograd notices anyone who still needs the values.
 
     Returns:
         The loss, in the dtype of ``prediction`` (under autocast float32).
 
     Raises:
         TypeError: An argument is not a tensor or has an unsupported dtype.
-        ValueError: Devices or shapes differ, there are no classes, or an option is out of range.
+        ValueError: Devices or shapes differ, there are no classes, or an option is out of range;
+            ``inplace_gradients`` with a leaf that requires grad.
         IndexError: A target is out of range (CPU; under ``torch.compile`` a RuntimeError). On CUDA
             this is a device-side assertion, as in PyTorch, reported at the next synchronisation.
         NotImplementedError: Forward-mode derivatives, which are not offered.
@@ -96,28 +120,25 @@ def gated_cross_entropy(
         >>> round(loss.item(), 4), round(f.grad[0, 1].item(), 4)
         (2.3026, -0.15)
     """
-    a = two_logit_arguments(
-        "gated_cross_entropy",
-        _NAMES,
-        prediction,
-        noise,
-        gate,
-        target,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        reduction,
-        dim,
+    return _loss(
+        row_loss_arguments(
+            "gated_cross_entropy",
+            ("prediction", prediction),
+            target,
+            second=("noise", noise),
+            row_values=(("gate", gate),),
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            temperature=temperature,
+            softcap=softcap,
+            lse_square_scale=lse_square_scale,
+            reduction=reduction,
+            dim=dim,
+            inplace_gradients=inplace_gradients,
+        )
     )
-    options = (ignore_index, label_smoothing, a.reduction)
-    if wants_reference(prediction):
-        return _reference(a, ignore_index, label_smoothing, reduction)
-    if _pays_in_forward(a):
-        loss = gradient_in_forward(*a[:6], *options)
-    else:
-        loss = forward_operator(*a[:6], *options)[0]
-    return _finish(loss, a)
 
 
 def gated_cross_entropy_scores(
@@ -130,12 +151,17 @@ def gated_cross_entropy_scores(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     dim: int = -1,
+    inplace_gradients: bool = False,
 ) -> GatedCrossEntropyScores:
     r"""The loss of :func:`gated_cross_entropy`, and scores of wrong labels from the same pass.
 
-    Arguments, errors and numerics as there. The scores are constants for autograd, in float32
+    Arguments, errors and numerics as there, except that ``target`` must hold class indices and
+    ``inplace_gradients`` changes nothing. The scores are constants for autograd, in float32
     (float64 for float64 logits); ``predicted`` is the first of equal maxima, and the first NaN
     where there is one.
 
@@ -154,76 +180,39 @@ def gated_cross_entropy_scores(
         >>> scores.predicted.tolist(), [round(v, 3) for v in scores.log_probability.tolist()]
         ([0, 0], [-0.127, -2.127])
     """
-    a = two_logit_arguments(
+    a = row_loss_arguments(
         "gated_cross_entropy_scores",
-        _NAMES,
-        prediction,
-        noise,
-        gate,
+        ("prediction", prediction),
         target,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        reduction,
-        dim,
+        second=("noise", noise),
+        row_values=(("gate", gate),),
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
+        reduction=reduction,
+        dim=dim,
+        inplace_gradients=inplace_gradients,
+        soft_labels=False,
     )
     if wants_reference(prediction):
         from ..reference.losses import gated_cross_entropy_scores as reference
 
-        results = reference(
-            *a[:4],
-            weight=a.weight,
-            sample_weight=a.sample_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
+        loss, *scores = reference(
+            a.raw[0], a.raw[1], a.raw[2], a.raw[5], **reference_options(a.raw)
         )
-        loss, *scores = results
     else:
-        loss, _, _, *scores = scores_operator(*a[:6], ignore_index, label_smoothing, a.reduction)
-    return GatedCrossEntropyScores(_finish(loss, a), *(s.reshape(a.shape) for s in scores))
-
-
-def _pays_in_forward(a: TwoLogitArguments) -> bool:
-    """Whether writing the gradients during the forward pass is possible and pays.
-
-    Not for float16: a gradient that is divided by N before the loss scale reaches it underflows.
-    """
-    return (
-        a.reduction != 0
-        and (a.first.requires_grad or a.second.requires_grad)
-        and a.first.dtype is not torch.float16
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not functorch_active()
-        and a.first.device.type != "meta"
+        loss, *scores = _loss.scores(*a.raw)
+        scores.append(torch.sigmoid(a.raw[2].detach()))
+    return GatedCrossEntropyScores(
+        _loss.finished(loss, a), *(score.reshape(a.shape) for score in scores)
     )
 
 
-def _finish(loss: Tensor, a: TwoLogitArguments) -> Tensor:
-    if a.reduction == 0 and loss.shape != a.shape:
-        loss = loss.reshape(a.shape)
-    return loss if loss.dtype is a.result_dtype else loss.to(a.result_dtype)
-
-
-def _reference(
-    a: TwoLogitArguments, ignore_index: int, label_smoothing: float, reduction: str
-) -> Tensor:
-    from ..reference.losses import gated_cross_entropy as reference
-
-    loss = reference(
-        *a[:4],
-        weight=a.weight,
-        sample_weight=a.sample_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
-    return _finish(loss, a)
-
-
-class GatedCrossEntropyLoss(nn.Module):
+class GatedCrossEntropyLoss(RowLossModule):
     """:func:`gated_cross_entropy` as a module, in the manner of :class:`torch.nn.CrossEntropyLoss`.
 
     Args:
@@ -239,29 +228,6 @@ class GatedCrossEntropyLoss(nn.Module):
         ... )
     """
 
-    weight: Tensor | None
-
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        reduction: str = "mean",
-        dim: int = -1,
-    ) -> None:
-        super().__init__()
-        check_class_options("GatedCrossEntropyLoss", label_smoothing, reduction)
-        if weight is not None:
-            check_tensor("GatedCrossEntropyLoss", "weight", weight)
-            if weight.requires_grad:
-                raise ValueError("GatedCrossEntropyLoss: weight must not require grad, but does")
-        self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.dim = dim
-
     def forward(
         self,
         prediction: Tensor,
@@ -271,7 +237,7 @@ class GatedCrossEntropyLoss(nn.Module):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         return gated_cross_entropy(
-            prediction, noise, gate, target, sample_weight=sample_weight, **self._options()
+            prediction, noise, gate, target, sample_weight=sample_weight, **self.options()
         )
 
     def scores(
@@ -284,20 +250,5 @@ class GatedCrossEntropyLoss(nn.Module):
     ) -> GatedCrossEntropyScores:
         """:func:`gated_cross_entropy_scores` with this module's options."""
         return gated_cross_entropy_scores(
-            prediction, noise, gate, target, sample_weight=sample_weight, **self._options()
-        )
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "weight": self.weight,
-            "ignore_index": self.ignore_index,
-            "label_smoothing": self.label_smoothing,
-            "reduction": self.reduction,
-            "dim": self.dim,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
-            f"reduction={self.reduction!r}, dim={self.dim}"
+            prediction, noise, gate, target, sample_weight=sample_weight, **self.options()
         )

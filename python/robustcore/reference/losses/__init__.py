@@ -1,5 +1,6 @@
 """Losses for noisy labels in plain PyTorch; :mod:`robustcore.losses` documents the arguments."""
 
+from .comp_sum_loss import comp_sum_loss
 from .gated_cross_entropy import gated_cross_entropy, gated_cross_entropy_scores
 
-__all__ = ["gated_cross_entropy", "gated_cross_entropy_scores"]
+__all__ = ["comp_sum_loss", "gated_cross_entropy", "gated_cross_entropy_scores"]

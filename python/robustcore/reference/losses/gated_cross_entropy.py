@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..._checks import accumulate_dtype, autocast_enabled
+from ..._checks import accumulate_dtype
 from ...losses.results import GatedCrossEntropyScores
+from ._rows import computed_in, label_loss
 
 __all__ = ["gated_cross_entropy", "gated_cross_entropy_scores"]
 
@@ -22,17 +22,24 @@ def gated_cross_entropy(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     dim: int = -1,
+    inplace_gradients: bool = False,
 ) -> Tensor:
     """Reference of :func:`robustcore.losses.gated_cross_entropy`."""
-    compute = accumulate_dtype(torch.promote_types(prediction.dtype, noise.dtype))
+    compute = computed_in(prediction, noise)
+    result = prediction
     prediction, noise = prediction.movedim(dim, -1), noise.movedim(dim, -1)
-    gate = gate.reshape(target.shape).to(compute)
-    weight = None if weight is None else weight.to(compute)
+    target = target.movedim(dim, -1) if target.is_floating_point() else target
+    gate = gate.reshape(prediction.shape[:-1]).to(compute)
 
     # An ignored row takes no part, whatever it holds; a class that one head masks is masked.
-    ignored = target == ignore_index
+    ignored = torch.zeros_like(gate, dtype=torch.bool)
+    if not target.is_floating_point():
+        ignored = target == ignore_index
     masked = torch.isneginf(prediction) | torch.isneginf(noise)
     absent = masked | ignored.unsqueeze(-1)
     f = prediction.to(compute).masked_fill(absent, 0.0)
@@ -41,29 +48,20 @@ def gated_cross_entropy(
 
     mixed = torch.sigmoid(-s) * f + torch.sigmoid(s) * e
     mixed = mixed.masked_fill(masked & ~ignored.unsqueeze(-1), -torch.inf)
-
-    classes = mixed.shape[-1]
-    rows = F.cross_entropy(
-        mixed.reshape(-1, classes),
-        target.reshape(-1),
-        weight,
+    return label_loss(
+        mixed,
+        target,
+        torch.neg,
+        weight=weight,
+        sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        reduction="none",
-    ).reshape(target.shape)
-    if sample_weight is not None:
-        rows = rows * sample_weight.to(compute).masked_fill(ignored, 0.0)
-
-    if reduction == "none":
-        loss = rows
-    elif reduction == "sum":
-        loss = rows.sum()
-    else:
-        kept = (~ignored).to(compute)
-        if weight is not None:
-            kept = kept * weight[target.masked_fill(ignored, 0)]
-        loss = rows.sum() / kept.sum()
-    return loss if autocast_enabled(prediction.device) else loss.to(prediction.dtype)
+        temperature=temperature,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
+        reduction=reduction,
+        result=result,
+    )
 
 
 def gated_cross_entropy_scores(
@@ -76,8 +74,12 @@ def gated_cross_entropy_scores(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     dim: int = -1,
+    inplace_gradients: bool = False,
 ) -> GatedCrossEntropyScores:
     """Reference of :func:`robustcore.losses.gated_cross_entropy_scores`."""
     loss = gated_cross_entropy(
@@ -89,6 +91,9 @@ def gated_cross_entropy_scores(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
         reduction=reduction,
         dim=dim,
     )

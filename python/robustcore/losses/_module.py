@@ -1,0 +1,84 @@
+"""The options that loss modules share, in the manner of :class:`torch.nn.CrossEntropyLoss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._checks import check_int64, check_tensor
+from ._arguments import check_class_options, check_switch
+
+__all__ = ["RowLossModule"]
+
+
+class RowLossModule(nn.Module):
+    """Keeps and checks the options of a loss over rows of logits; ``weight`` is a buffer."""
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        lse_square_scale: float = 0.0,
+        reduction: str = "mean",
+        dim: int = -1,
+        inplace_gradients: bool = False,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_class_options(
+            name, label_smoothing, reduction, temperature, softcap, lse_square_scale
+        )
+        check_int64(name, "ignore_index", ignore_index)
+        check_int64(name, "dim", dim)
+        check_switch(name, "inplace_gradients", inplace_gradients)
+        if weight is not None:
+            check_tensor(name, "weight", weight)
+            if weight.requires_grad:
+                raise ValueError(f"{name}: weight must not require grad, but does")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.softcap = softcap
+        self.lse_square_scale = lse_square_scale
+        self.reduction = reduction
+        self.dim = dim
+        self.inplace_gradients = inplace_gradients
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the function."""
+        return {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+            "temperature": self.temperature,
+            "softcap": self.softcap,
+            "lse_square_scale": self.lse_square_scale,
+            "reduction": self.reduction,
+            "dim": self.dim,
+            "inplace_gradients": self.inplace_gradients,
+        }
+
+    def extra_repr(self) -> str:
+        defaults = {
+            "ignore_index": -100,
+            "label_smoothing": 0.0,
+            "temperature": 1.0,
+            "softcap": None,
+            "lse_square_scale": 0.0,
+            "dim": -1,
+            "inplace_gradients": False,
+        }
+        shown = [
+            f"{name}={getattr(self, name)}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join([f"reduction={self.reduction!r}", *shown])
