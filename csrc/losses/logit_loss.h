@@ -54,7 +54,7 @@ struct LogitLoss {
       // sum t value(log p), sum t slope(log p), and the latter times the directions.
       Acc loss, pull;
       Values<Acc, kDirections> pulled{};
-      Acc of_target = 0;  // exp(h_y - maximum)
+      [[maybe_unused]] Acc of_target = 0;  // exp(h_y - maximum)
       if (hard) {
         const Acc h = logit(streams.at(label.target)...);
         const Acc weight = p.class_weight ? p.class_weight[label.target] : Acc(1);
@@ -90,7 +90,7 @@ struct LogitLoss {
         for (int k = 0; k < kDirections; ++k) pulled.value[k] = sums.value[2 + k];
       }
       loss += p.lse_square * (lse * lse);
-      const Acc push = pull + Acc(2) * p.lse_square * lse;
+      [[maybe_unused]] const Acc push = pull + Acc(2) * p.lse_square * lse;
 
       if constexpr (kGradients) {
         const Acc inverse_total = Acc(1) / softmax.total;

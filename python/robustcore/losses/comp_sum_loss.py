@@ -1,4 +1,4 @@
-"""The comp-sum family: cross-entropy, generalised cross-entropy, mean absolute error and between."""
+"""The comp-sum family: cross-entropy, generalised cross-entropy, mean absolute error."""
 
 from __future__ import annotations
 

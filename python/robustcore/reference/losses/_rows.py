@@ -37,7 +37,7 @@ def label_weights(
     ignore_index: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The weight of each class in the loss of its row [..., C], and which rows are ignored [...]."""
+    """The weight of each class in its row's loss [..., C], and which rows are ignored [...]."""
     if target.is_floating_point():
         ignored = torch.zeros(target.shape[:-1], dtype=torch.bool, device=target.device)
         label = target.to(dtype)
@@ -95,8 +95,8 @@ def label_loss(
 ) -> Tensor:
     """Label weights times a function of the log-probabilities, summed over the classes.
 
-    ``logits``: [..., C] in the dtype of computation, classes last; ``value``: maps log-probabilities
-    [..., C] to what a label of that class costs.
+    ``logits``: [..., C] in the dtype of computation, classes last; ``value``: maps
+    log-probabilities [..., C] to what a label of that class costs.
     """
     label, ignored = label_weights(
         target, logits.shape[-1], weight, label_smoothing, ignore_index, logits.dtype

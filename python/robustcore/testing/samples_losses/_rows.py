@@ -71,7 +71,13 @@ def row_samples(
     """
 
     def make(
-        name: str, rows: int, classes: int, *, scale: float = 3.0, soft: bool = False, **options: Any
+        name: str,
+        rows: int,
+        classes: int,
+        *,
+        scale: float = 3.0,
+        soft: bool = False,
+        **options: Any,
     ) -> Sample:
         generator = torch.Generator().manual_seed(1000 * rows + classes)
         logits = torch.randn(rows, classes, generator=generator) * scale
@@ -95,6 +101,11 @@ def row_samples(
         "weighted_classes": True,
         "weighted_samples": True,
     }
+    if not brief:
+        # The small ones are differentiated numerically.
+        yield make("small", 4, 5, ignored=(2,))
+        yield make("small, everything at once", 4, 5, ignored=(1,), **everything)
+        yield make("small, class probabilities", 3, 4, soft=True, reduction="none", **everything)
     for rows, classes in sizes:
         yield make(f"{rows} rows of {classes} classes", rows, classes)
     for reduction in ("none", "sum", "mean"):
