@@ -20,6 +20,8 @@ struct LogitLoss {
   static constexpr bool kTakesLabels =
       true;  // class, smoothed label or probabilities; options of h
   static constexpr int kCaches = 1;
+  // How many of the row values, from the first on, have a derivative.
+  static constexpr int kRowValueGradients = SourceOf<float>::kDirections;
 
   // One row, whose label is `target` where that is a class. Returns the loss; with kGradients
   // writes the gradients of factor * loss.

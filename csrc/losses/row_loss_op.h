@@ -132,13 +132,14 @@ struct RowLossGradients {
   Tensor logits, second, row_value[kRowValues], sample_weight;
 
   // In place: the gradients take the place of the matrices.
-  RowLossGradients(const RowLossArguments& a, ScalarType type, bool needs_logits, bool needs_second,
-                   bool in_place)
+  RowLossGradients(const RowLossArguments& a, ScalarType type, int row_value_gradients,
+                   bool needs_logits, bool needs_second, bool in_place)
       : logits(matrix(a, a.logits, needs_logits, in_place)),
         second(matrix(a, a.second ? *a.second : a.logits, a.second && needs_second, in_place)),
-        row_value{vector(a, type, a.row_value[0]), vector(a, type, a.row_value[1]),
-                  vector(a, type, a.row_value[2])},
-        sample_weight(vector(a, type, a.sample_weight)) {}
+        row_value{vector(a, type, row_value_gradients > 0 && a.row_value[0]),
+                  vector(a, type, row_value_gradients > 1 && a.row_value[1]),
+                  vector(a, type, row_value_gradients > 2 && a.row_value[2])},
+        sample_weight(vector(a, type, a.sample_weight.has_value())) {}
 
   template <class T>
   void attach(RowProblem<T>& p) const {
@@ -161,8 +162,8 @@ struct RowLossGradients {
     if (in_place) return input;
     return fresh(a.logits, {a.logits.size(0), a.logits.size(1)}, a.logits.scalar_type());
   }
-  static Tensor vector(const RowLossArguments& a, ScalarType type, const OptionalTensor& input) {
-    return fresh(a.logits, {input ? a.logits.size(0) : 0}, type);
+  static Tensor vector(const RowLossArguments& a, ScalarType type, bool wanted) {
+    return fresh(a.logits, {wanted ? a.logits.size(0) : 0}, type);
   }
 };
 
@@ -227,7 +228,8 @@ struct RowLossOperators {
     check_numel(kName, "grad_loss", grad_loss,
                 a.reduction == Reduction::kNone ? a.logits.size(0) : 1);
     check_same_device(kName, "grad_loss", grad_loss, a.logits);
-    const RowLossGradients gradients(a, type, needs_logits, needs_second, false);
+    const RowLossGradients gradients(a, type, Program::kRowValueGradients, needs_logits,
+                                     needs_second, false);
     const Tensor incoming = made_contiguous(grad_loss);
     run<RowMode::kGradients>(a, [&]<class T>(RowProblem<T>& p) {
       gradients.attach(p);
@@ -246,7 +248,8 @@ struct RowLossOperators {
     RC_CHECK(a.reduction != Reduction::kNone, kName, "_with_gradients: reduction must be 1 or 2");
     const ScalarType type = accumulate_type(a.logits);
     const RowLossResult result(a, type);
-    const RowLossGradients gradients(a, type, needs_logits, needs_second, in_place);
+    const RowLossGradients gradients(a, type, Program::kRowValueGradients, needs_logits,
+                                     needs_second, in_place);
     run<RowMode::kGradients>(a, [&](auto& p) {
       result.attach(p);
       gradients.attach(p);

@@ -6,20 +6,17 @@ here. Values, exact corners and errors of a single loss are in its own test modu
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
 import torch
+from losses.row_loss_cases import CASES, named, raw_arguments, samples_of, small
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import robustcore
-from robustcore.losses._arguments import RowLossArguments
-from robustcore.losses._row_loss import ROW_LOSSES, RowLoss
+from robustcore.losses._row_loss import ROW_LOSSES
 from robustcore.testing import OperatorCase, Sample, assert_matches, check_sample
-from robustcore.testing.samples_losses import operator_cases
 
-CASES = {case.name: case for case in operator_cases() if case.name in ROW_LOSSES}
 OPS = torch.ops.robustcore
 
 every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -27,37 +24,6 @@ every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 def test_every_row_loss_has_a_case() -> None:
     assert set(CASES) == set(ROW_LOSSES)
-
-
-@functools.cache
-def samples_of(name: str) -> list[Sample]:
-    return list(CASES[name].samples())
-
-
-def small(case: OperatorCase) -> list[Sample]:
-    found = [s for s in samples_of(case.name) if "small" in s.name and s.differentiable]
-    assert found, f"{case.name} has no sample with 'small' in its name"
-    return found
-
-
-def named(case: OperatorCase, text: str) -> Sample:
-    return next(s for s in samples_of(case.name) if text in s.name)
-
-
-def raw_arguments(
-    case: OperatorCase, sample: Sample, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, ...]:
-    """The arguments that the public function hands to its operators."""
-    seen: list[tuple[Any, ...]] = []
-
-    def record(self: RowLoss, arguments: RowLossArguments) -> torch.Tensor:
-        seen.append(arguments.raw)
-        return arguments.raw[0].sum()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RowLoss, "__call__", record)
-        case.function(*sample.args, **sample.kwargs)
-    return seen[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -26,6 +26,7 @@ ROW_LOSSES: dict[str, RowLoss] = {}
 # Positions of the arguments of the forward operators; the others are numbers.
 _LOGITS, _SECOND, _ROW_VALUE, _TARGET, _WEIGHT, _SAMPLE_WEIGHT = 0, 1, 2, 5, 6, 7
 _TENSORS = 8
+_ROW_VALUES = 3
 _ARGUMENTS = 15
 _REDUCTION = 14
 # The tensors that can have a gradient, in the order in which the operators return them.
@@ -54,7 +55,7 @@ class RowLoss:
         name: As in the schema.
         reference: The loss in plain PyTorch from the arguments of the operator, differentiable to
             any order: it computes second derivatives, and everything on devices without kernels.
-        row_value_gradients: Which of the three row values have a derivative.
+        row_value_gradients: How many of the row values, from the first on, have a derivative.
         scores: Whether the loss has the operator ``<name>_scores``.
     """
 
@@ -63,15 +64,15 @@ class RowLoss:
         name: str,
         reference: Callable[..., Tensor],
         *,
-        row_value_gradients: tuple[bool, bool, bool] = (False, False, False),
+        row_value_gradients: int = 0,
         scores: bool = False,
     ) -> None:
         self.name = name
         self.reference = reference
-        self._row_value_gradients = row_value_gradients
+        self.row_value_gradients = row_value_gradients
         self.backward = Operator(
             f"{name}_backward",
-            fake=_fake_backward,
+            fake=self._fake_backward,
             setup_context=_setup_second,
             backward=self._second_backward,
         )
@@ -87,12 +88,12 @@ class RowLoss:
             )
         self.with_gradients = Operator(
             f"{name}_with_gradients",
-            fake=_fake_with_gradients,
+            fake=self._fake_with_gradients,
             setup_context=lambda ctx, inputs, output: None,
             backward=self._no_derivative,
         )
         self.with_gradients_in_place = Operator(
-            f"{name}_with_gradients_", fake=_fake_with_gradients_in_place
+            f"{name}_with_gradients_", fake=self._fake_with_gradients_in_place
         )
         self._gradient_in_forward = direct_apply(_gradient_in_forward(self))
         ROW_LOSSES[name] = self
@@ -138,9 +139,9 @@ class RowLoss:
             raise RuntimeError(
                 f"{self.name}: weight has no derivative; use sample_weight for weights with one"
             )
-        for k, offered in enumerate(self._row_value_gradients):
-            if needs[_ROW_VALUE + k] and not offered:
-                raise RuntimeError(f"{self.name}: row_value{k + 1} has no derivative")
+        for k in range(self.row_value_gradients, _ROW_VALUES):
+            if needs[_ROW_VALUE + k]:
+                raise RuntimeError(f"{self.name}: row value {k + 1} has no derivative")
         places: list[Any] = [None] * _ARGUMENTS
         for place, gradient in zip(_DIFFERENTIABLE, gradients):
             if needs[place]:
@@ -185,9 +186,35 @@ class RowLoss:
             places[place] = gradient
         return (by_input[0], *places, None, None)
 
+    def _fake_gradients(self, args: tuple[Any, ...], in_place: bool = False) -> tuple[Tensor, ...]:
+        logits = args[_LOGITS]
+        rows, compute = logits.shape[0], accumulate_dtype(logits.dtype)
+        needs_logits, needs_second = args[-2:]
+        needs_second = needs_second and args[_SECOND] is not None
+        return (
+            *(
+                logits.new_empty(tuple(logits.shape) if needed and not in_place else (0, 0))
+                for needed in (needs_logits, needs_second)
+            ),
+            *(
+                logits.new_empty(
+                    rows if self._offers(place) and args[place] is not None else 0, dtype=compute
+                )
+                for place in _DIFFERENTIABLE[2:]
+            ),
+        )
+
+    def _fake_with_gradients(self, *args: Any) -> tuple[Tensor, ...]:
+        return (_fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args))
+
+    def _fake_with_gradients_in_place(self, *args: Any) -> tuple[Tensor, ...]:
+        return (_fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args, in_place=True))
+
+    def _fake_backward(self, grad_loss: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        return self._fake_gradients(args)
+
     def _offers(self, place: int) -> bool:
-        k = place - _ROW_VALUE
-        return not 0 <= k < len(self._row_value_gradients) or self._row_value_gradients[k]
+        return not self.row_value_gradients <= place - _ROW_VALUE < _ROW_VALUES
 
     def _no_derivative(self, ctx: Any, *unused: Any) -> Any:
         raise RuntimeError(
@@ -208,35 +235,6 @@ def _fake_scores(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
         logits.new_empty(rows, dtype=accumulate_dtype(logits.dtype)),
         logits.new_empty(rows, dtype=torch.int64),
     )
-
-
-def _fake_gradients(args: tuple[Any, ...], in_place: bool = False) -> tuple[Tensor, ...]:
-    logits = args[_LOGITS]
-    rows, compute = logits.shape[0], accumulate_dtype(logits.dtype)
-    needs_logits, needs_second = args[-2:]
-    needs_second = needs_second and args[_SECOND] is not None
-    return (
-        *(
-            logits.new_empty(tuple(logits.shape) if needed and not in_place else (0, 0))
-            for needed in (needs_logits, needs_second)
-        ),
-        *(
-            logits.new_empty(0 if args[place] is None else rows, dtype=compute)
-            for place in _DIFFERENTIABLE[2:]
-        ),
-    )
-
-
-def _fake_with_gradients(*args: Any) -> tuple[Tensor, ...]:
-    return (_fake_forward(*args[:_ARGUMENTS]), *_fake_gradients(args))
-
-
-def _fake_with_gradients_in_place(*args: Any) -> tuple[Tensor, ...]:
-    return (_fake_forward(*args[:_ARGUMENTS]), *_fake_gradients(args, in_place=True))
-
-
-def _fake_backward(grad_loss: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _fake_gradients(args)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -23,9 +23,7 @@ def _reference(*raw: Any) -> Tensor:
     return reference(prediction, noise, gate, target, **reference_options(raw))
 
 
-_loss = RowLoss(
-    "gated_cross_entropy", _reference, row_value_gradients=(True, False, False), scores=True
-)
+_loss = RowLoss("gated_cross_entropy", _reference, row_value_gradients=1, scores=True)
 
 
 def gated_cross_entropy(

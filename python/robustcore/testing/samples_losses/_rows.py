@@ -93,7 +93,7 @@ def row_samples(
             options["sample_weight"] = torch.rand(rows, generator=generator) * 2
         return Sample(prefix + name, (logits, *others, target), {**kwargs, **options})
 
-    everything = {
+    everything: dict[str, Any] = {
         "label_smoothing": 0.1,
         "temperature": 1.5,
         "softcap": 8.0,
