@@ -210,6 +210,9 @@ class Row {
   template <int kOutputs, class T, class F, class... Streams>
   RC_INLINE void write(T* const (&outputs)[kOutputs], int64_t patched,
                        const Values<Acc, kOutputs>& patch, F&& f, const Streams&... streams) const {
+    bool wanted = false;
+    for (int m = 0; m < kOutputs; ++m) wanted |= outputs[m] != nullptr;
+    if (!wanted) return;
     // The last group first: it may overlap what the groups before it write.
     Acc last[kOutputs][kWhole];
     const bool has_tail = whole_ < classes;

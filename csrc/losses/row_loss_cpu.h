@@ -95,25 +95,25 @@ class Caches {
   Acc* rows_[kCaches > 0 ? kCaches : 1];
 };
 
-// The rows [begin, end) of a problem. Scores, where they are wanted, in the same visit.
-template <class Program, class Options, bool kGradients, class T>
+// The rows [begin, end) of a problem. Scores, where they are wanted, in the same visit. Losses alone are
+// a matter of null pointers: a program compiled without gradients would save little but compile time.
+template <class Program, class Options, class T>
 RC_TARGET_CLONES void run_rows(const RowProblem<T>& p, const Options& options, int64_t begin,
                                int64_t end) {
   using Acc = accumulate_t<T>;
   constexpr bool kSpread = Options::label() == Label::kSpread;
-  Caches<kGradients ? Program::kCaches : 0, T> caches(p, kSpread);
+  Caches<Program::kCaches, T> caches(p, kSpread);
   for (int64_t i = begin; i < end; ++i) {
-    if (!kGradients && p.predicted) row_scores(p, i);
+    if (p.predicted) row_scores(p, i);
     Acc loss = 0;
     const Acc weight = p.weight_of_row(i);
     if (p.is_ignored(i)) {
-      if constexpr (kGradients) zero_gradients(p, i);
+      zero_gradients(p, i);
     } else {
-      const Row<Acc> row(p.classes, kGradients ? caches.of_row(i, kSpread) : nullptr,
-                         caches.scratch());
-      const Acc incoming = kGradients ? p.incoming(i) : Acc(0);
-      loss = Program::template run<kGradients>(row, p, i, incoming * weight, options);
-      if (kGradients && p.grad_sample_weight) p.grad_sample_weight[i] = incoming * loss;
+      const Row<Acc> row(p.classes, caches.of_row(i, kSpread), caches.scratch());
+      const Acc incoming = p.incoming(i);
+      loss = Program::template run<true>(row, p, i, incoming * weight, options);
+      if (p.grad_sample_weight) p.grad_sample_weight[i] = incoming * loss;
       loss *= weight;
     }
     if (!p.loss) continue;
@@ -121,14 +121,13 @@ RC_TARGET_CLONES void run_rows(const RowProblem<T>& p, const Options& options, i
   }
 }
 
-// Calls f with the options of a call as a compile-time constant.
+// Calls f with the options of a call as a compile-time constant. A soft-cap is rarer than a label that is
+// spread over classes, and a single class can be written as one.
 template <class T, class F>
 void with_options(const RowProblem<T>& p, F&& f) {
-  const bool hard = p.label() == Label::kClass, capped = p.softcap != 0;
-  if (hard && !capped) return f(KnownOptions<Label::kClass, false>{});
-  if (hard) return f(KnownOptions<Label::kClass, true>{});
-  if (!capped) return f(KnownOptions<Label::kSpread, false>{});
-  return f(KnownOptions<Label::kSpread, true>{});
+  if (p.softcap != 0) return f(KnownOptions<Label::kSpread, true>{});
+  if (p.label() == Label::kSpread) return f(KnownOptions<Label::kSpread, false>{});
+  return f(KnownOptions<Label::kClass, false>{});
 }
 
 }  // namespace row_cpu
@@ -158,7 +157,7 @@ struct RowLossCpu {
     const auto for_all_rows = [&](const auto& options) {
       parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end) {
         using Options = std::decay_t<decltype(options)>;
-        row_cpu::run_rows<Program, Options, kMode == RowMode::kGradients>(p, options, begin, end);
+        row_cpu::run_rows<Program, Options>(p, options, begin, end);
       });
     };
     if constexpr (Program::kTakesLabels) {
