@@ -45,6 +45,7 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   define_row_loss(m, "gated_cross_entropy");
   define_row_loss_scores(m, "gated_cross_entropy");
   define_row_loss(m, "comp_sum_loss");
+  define_row_loss(m, "taylor_cross_entropy");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

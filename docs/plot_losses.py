@@ -2,8 +2,8 @@
 
     python docs/plot_losses.py
 
-Ten classes; the label's logit varies, the nine others are 0, so that p_y runs from 0 to 1. The right
-panel shows the derivative for the label's logit: how much one more example with this p_y counts.
+Ten classes; the label's logit varies, the nine others are 0, so that p_y runs from 0 to 1. The
+right panel shows the derivative for the label's logit: how much an example with this p_y counts.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from .gated_cross_entropy import (
 )
 from .pi_dual import PiDUAL
 from .results import GatedCrossEntropyScores, NoiseScores
+from .taylor_cross_entropy import TaylorCrossEntropyLoss, taylor_cross_entropy
 
 __all__ = [
     "CompSumLoss",
@@ -15,7 +16,9 @@ __all__ = [
     "GatedCrossEntropyScores",
     "NoiseScores",
     "PiDUAL",
+    "TaylorCrossEntropyLoss",
     "comp_sum_loss",
     "gated_cross_entropy",
     "gated_cross_entropy_scores",
+    "taylor_cross_entropy",
 ]

@@ -2,5 +2,11 @@
 
 from .comp_sum_loss import comp_sum_loss
 from .gated_cross_entropy import gated_cross_entropy, gated_cross_entropy_scores
+from .taylor_cross_entropy import taylor_cross_entropy
 
-__all__ = ["comp_sum_loss", "gated_cross_entropy", "gated_cross_entropy_scores"]
+__all__ = [
+    "comp_sum_loss",
+    "gated_cross_entropy",
+    "gated_cross_entropy_scores",
+    "taylor_cross_entropy",
+]
