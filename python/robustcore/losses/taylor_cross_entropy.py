@@ -87,9 +87,9 @@ def taylor_cross_entropy(
         NotImplementedError: Forward-mode derivatives, which are not offered.
 
     Numerics: 16-bit inputs are computed in float32, float64 in float64; :math:`1 - p_y` is formed
-    by ``expm1``. Rows with ``-inf`` (masked classes) are fine; NaN stays in its row. No valid row at
-    all gives NaN for ``"mean"`` and 0 for ``"sum"``. Same inputs give the same bits for any number
-    of threads.
+    by ``expm1``. Rows with ``-inf`` (masked classes) are fine; NaN stays in its row. No valid row
+    at all gives NaN for ``"mean"`` and 0 for ``"sum"``. Same inputs give the same bits for any
+    number of threads.
 
     Cost: as of :func:`comp_sum_loss`, and t multiplications per row.
 
