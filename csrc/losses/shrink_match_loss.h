@@ -4,7 +4,8 @@
 // For a row of weak logits w with maximum m at class t, e_j = exp(w_j - m). The classes that stay
 // beside t are the longest tail of the descending order whose sum fits a budget:
 //
-//   p_t / (p_t + sum_tail p) >= threshold   <=>   sum_tail e <= budget = (1 - threshold) / threshold
+//   p_t / (p_t + sum_tail p) >= threshold   <=>   sum_tail e <= budget = (1 - threshold) /
+//   threshold
 //
 // Sums of tails grow with the tail, and rounding keeps them in order (adding is monotone, and every
 // sum here has one order). So the end of the tail can be bisected: a probe sums all classes at or
@@ -90,18 +91,19 @@ struct ValueOrder {
     return (bits & kSign) != 0 ? -1 - magnitude : magnitude;
   }
   static RC_INLINE Acc value(int64_t key) {
-    const Bits bits = key < 0 ? static_cast<Bits>(static_cast<Bits>(-1 - key) | kSign)
-                              : static_cast<Bits>(key);
+    const Bits bits =
+        key < 0 ? static_cast<Bits>(static_cast<Bits>(-1 - key) | kSign) : static_cast<Bits>(key);
     return to_accumulate(detail::bit_cast<T>(bits));
   }
 };
 
-// Finds the end of the tail of a row that is not certain. probe(pivot) returns a Tail; on the device
-// all threads of a row call this together, and get the same answers.
+// Finds the end of the tail of a row that is not certain. probe(pivot) returns a Tail; on the
+// device all threads of a row call this together, and get the same answers.
 template <class T, class Probe, class Acc = accumulate_t<T>>
 RC_INLINE TailEnd<Acc> find_tail_end(Acc maximum, double budget, int64_t classes, Probe&& probe) {
   using Order = ValueOrder<T>;
-  // Halving by value gets to a few classes quickly wherever they lie; halving by bits is sure to end.
+  // Halving by value gets to a few classes quickly wherever they lie; halving by bits is sure to
+  // end.
   constexpr int kPassesByValue = 20;
   const int64_t top = Order::key(maximum);
 
@@ -149,8 +151,9 @@ RC_INLINE TailEnd<Acc> find_tail_end(Acc maximum, double budget, int64_t classes
   if (equal > 1) {
     const double each = static_cast<double>(exponential(Order::value(high) - maximum));
     const double fit = floor((budget - at_low.sum) / each);
-    const int64_t ties = fit < 1.0 ? 0 : fit < static_cast<double>(equal) ? static_cast<int64_t>(fit)
-                                                                          : equal - 1;
+    const int64_t ties = fit < 1.0                          ? 0
+                         : fit < static_cast<double>(equal) ? static_cast<int64_t>(fit)
+                                                            : equal - 1;
     if (ties > 0) return {Order::value(high), at_low.count + ties, ties};
   }
   return {Order::value(low), at_low.count, -1};
