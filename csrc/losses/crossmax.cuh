@@ -17,7 +17,7 @@ constexpr int kBlock = 256;
 // Up to so many classes one warp is enough for a sample.
 constexpr std::int64_t kWarpClasses = 256;
 
-// One warp looks for the first maximum of a member.
+// One warp looks for the first maximum of a member; -1 if all logits are -inf.
 template <class T>
 __device__ __forceinline__ std::int64_t warp_maximum(const CrossMaxProblem<T>& p,
                                                      std::int64_t row) {
@@ -34,7 +34,8 @@ __device__ __forceinline__ std::int64_t warp_maximum(const CrossMaxProblem<T>& p
       best = FirstMaximum{}(best, Placed<Acc>{logits.lanes[l], c + l});
     }
   });
-  return warp_reduce(best, FirstMaximum{}).place;
+  best = warp_reduce(best, FirstMaximum{});
+  return is_lowest(best.value) ? -1 : best.place;
 }
 
 // Ranks the members for class c: scan r finds the one behind that of scan r - 1. Ranks are few, and
@@ -50,8 +51,9 @@ __device__ __forceinline__ void rank_members(const CrossMaxProblem<T>& p, std::i
     bool found = false;
     for (std::int64_t i = 0; i < p.members; ++i) {
       const T* row = p.logits + (first_row + i) * p.classes;
-      const Acc top = to_accumulate(row[p.tops[first_row + i]]);
-      const Placed<Acc> candidate{to_accumulate(row[c]) - maximum_or_zero(top), i};
+      const std::int64_t top = p.tops[first_row + i];
+      const Acc shift = top < 0 ? Acc(0) : to_accumulate(row[top]);
+      const Placed<Acc> candidate{to_accumulate(row[c]) - shift, i};
       const bool later = rank == 0 || ranks_above(before.value, candidate.value) ||
                          (!ranks_above(candidate.value, before.value) && i > before.place);
       if (later && (!found || ranks_above(candidate.value, current.value))) {
@@ -62,7 +64,7 @@ __device__ __forceinline__ void rank_members(const CrossMaxProblem<T>& p, std::i
     if (rank == 0) largest = current;
   }
   const std::int64_t at = sample * p.classes + c;
-  const bool masked = largest.value == -static_cast<Acc>(__builtin_huge_val());
+  const bool masked = is_lowest(largest.value);
   p.result[at] = from_accumulate<T>(current.value - maximum_or_zero(largest.value));
   p.largest[at] = static_cast<std::int16_t>(largest.place);
   p.kth[at] = static_cast<std::int16_t>(masked ? largest.place : current.place);

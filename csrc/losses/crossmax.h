@@ -30,7 +30,7 @@ struct CrossMaxProblem {
   // result.
   int16_t* kth;      // [samples, classes]
   int16_t* largest;  // [samples, classes]
-  int64_t* tops;     // [samples, members]
+  int64_t* tops;     // [samples, members]; -1 where nothing is subtracted: all logits are -inf
 
   const T* grad_result;  // [samples, classes]
   T* grad;               // [samples, members, classes]
@@ -38,10 +38,15 @@ struct CrossMaxProblem {
 
 constexpr int64_t kMostMembers = 32767;
 
+template <class Acc>
+RC_INLINE bool is_lowest(Acc value) {
+  return value == -static_cast<Acc>(__builtin_huge_val());
+}
+
 // What is subtracted for a maximum: a row or a column of nothing but -inf stays -inf, not NaN.
 template <class Acc>
 RC_INLINE Acc maximum_or_zero(Acc maximum) {
-  return maximum == -static_cast<Acc>(__builtin_huge_val()) ? Acc(0) : maximum;
+  return is_lowest(maximum) ? Acc(0) : maximum;
 }
 
 // Whether x ranks before y for being larger; NaN is above all, as in torch.sort and torch.topk.

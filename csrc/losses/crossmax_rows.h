@@ -62,14 +62,16 @@ struct Leaders {
   RC_RESTRICT x) {
     Acc* RC_RESTRICT values = value.data();
     Index<Acc>* RC_RESTRICT members = member.data();
-    Index<Acc> own[L];
+    Index<Acc> own[L], moved[L] = {};
     RC_SIMD for (int l = 0; l < L; ++l) own[l] = static_cast<Index<Acc>>(i);
     const int64_t filled = i < k ? i : k;
     for (int64_t j = 0; j < filled; ++j) {
       RC_SIMD for (int l = 0; l < L; ++l) {
         const Acc there = values[j * L + l];
         const Index<Acc> who = members[j * L + l];
-        const bool above = ranks_above(x[l], there);
+        // What was displaced goes before its equals further down: it came in earlier.
+        moved[l] |= ranks_above(x[l], there) ? 1 : 0;
+        const bool above = moved[l] != 0;
         values[j * L + l] = above ? x[l] : there;
         members[j * L + l] = above ? own[l] : who;
         x[l] = above ? there : x[l];
@@ -109,7 +111,7 @@ RC_INLINE void forward_tile(const CrossMaxProblem<T>& p, int64_t b, int64_t c, i
   const int64_t offset = b * p.classes + c;
   const int lanes = kWhole ? L : count;
   RC_SIMD for (int l = 0; l < lanes; ++l) {
-    const bool masked = first[l] == kLowest;
+    const bool masked = is_lowest(first[l]);
     p.result[offset + l] = from_accumulate<T>(last[l] - maximum_or_zero(first[l]));
     p.largest[offset + l] = static_cast<int16_t>(first_member[l]);
     p.kth[offset + l] = static_cast<int16_t>(masked ? first_member[l] : last_member[l]);
@@ -127,8 +129,9 @@ RC_TARGET_CLONES void forward_samples(const CrossMaxProblem<T>& p, int64_t begin
     for (int64_t i = 0; i < p.members; ++i) {
       const T* row = p.logits + (b * p.members + i) * p.classes;
       const int64_t top = first_maximum(row, p.classes);
-      p.tops[b * p.members + i] = top;
-      shifts[i] = maximum_or_zero(to_accumulate(row[top]));
+      const Acc maximum = to_accumulate(row[top]);
+      p.tops[b * p.members + i] = is_lowest(maximum) ? -1 : top;
+      shifts[i] = maximum_or_zero(maximum);
     }
     int64_t c = 0;
     for (; c + L <= p.classes; c += L) forward_tile<true>(p, b, c, L, shifts.data(), leaders);
@@ -170,6 +173,7 @@ RC_TARGET_CLONES void backward_samples(const CrossMaxProblem<T>& p, int64_t begi
       }
       // All classes of a member lose what its maximum gains.
       const int64_t top = p.tops[b * p.members + i];
+      if (top < 0) continue;
       grad[top] = from_accumulate<T>(part(top) - static_cast<Acc>(total));
     }
   }
