@@ -46,6 +46,22 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   define_row_loss_scores(m, "gated_cross_entropy");
   define_row_loss(m, "comp_sum_loss");
   define_row_loss(m, "taylor_cross_entropy");
+  // weak, strong: [N, C]. Results: loss; per row [5, N] its loss, logsumexp, weight, cut and
+  // confidence; per row [3, N] the top class, the first tie that stays, the classes removed.
+  m.def(
+      "shrink_match_loss(Tensor weak, Tensor strong, float threshold, int reduction) -> "
+      "(Tensor, Tensor, Tensor)");
+  // The same, and the gradient for strong.
+  m.def(
+      "shrink_match_loss_with_gradients(Tensor weak, Tensor strong, float threshold, "
+      "int reduction) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "shrink_match_loss_backward(Tensor grad_loss, Tensor weak, Tensor strong, "
+      "Tensor row_values, Tensor row_places, int reduction) -> Tensor");
+  // logits: [B, n, C]. Results: the k-th largest [B, C]; int16 [2, B, C] which member is the k-th
+  // and which the largest; int64 [B, n] each member's largest class.
+  m.def("crossmax(Tensor logits, int k) -> (Tensor, Tensor, Tensor)");
+  m.def("crossmax_backward(Tensor grad, Tensor members, Tensor tops) -> Tensor");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

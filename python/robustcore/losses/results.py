@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["GatedCrossEntropyScores", "NoiseScores"]
+__all__ = ["GatedCrossEntropyScores", "NoiseScores", "ShrinkMatchScores"]
 
 
 class GatedCrossEntropyScores(NamedTuple):
@@ -39,3 +39,20 @@ class NoiseScores(NamedTuple):
     log_probability: Tensor
     predicted: Tensor
     gate: Tensor
+
+
+class ShrinkMatchScores(NamedTuple):
+    """The loss, and what :func:`robustcore.losses.shrink_match_scores` knows about each row.
+
+    Attributes:
+        loss: As :func:`robustcore.losses.shrink_match_loss` returns it; differentiable.
+        confidence: The largest weak probability, NaN where there is none.
+        predicted: Its class, int64: the first of equals, the first NaN where there is one.
+        removed: How many classes were removed, int64: 0 for a certain row, C - 1 where no rival
+            may stay (the loss is 0 in both cases), -1 for a row of confidence NaN.
+    """
+
+    loss: Tensor
+    confidence: Tensor
+    predicted: Tensor
+    removed: Tensor
