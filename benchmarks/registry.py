@@ -28,6 +28,7 @@ _MODULES = (
     "losses.gated_cross_entropy",
     "losses.shrink_match_loss",
     "losses.crossmax",
+    "losses.linear_gated_cross_entropy",
     "merging.tall_masks",
     "pcr.linear_recurrence",
 )

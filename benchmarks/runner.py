@@ -63,6 +63,8 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], settings: Settings) -> dict[
             "speedups": "median of the contestant / median of the operator",
             "extra_bytes": "peak memory beyond the inputs, outputs included; see "
             "benchmarks/memory.py",
+            "gradient_bytes": "bytes of the gradients that a forward and backward pass returns, "
+            "part of extra_bytes",
             "accuracy": "error against float64 by norm; the ratio counts an eager error below "
             "2^-24, half a unit in the last place of float32, as 2^-24",
         },
@@ -131,6 +133,7 @@ def measure_row(benchmark: Benchmark, case: Case, settings: Settings) -> dict[st
     input_bytes = tensor_bytes(input_sets[0])
     row = assemble_row(benchmark, case, results, skipped + failed)
     row["input_sets"] = len(input_sets)
+    row["gradient_bytes"] = sum(leaf.nbytes for leaf in input_sets[0].leaves)
     row["cache_resident"] = input_bytes * len(input_sets) < 2 * cache_bytes(case.device)
     if settings.quick:
         return row
@@ -138,7 +141,8 @@ def measure_row(benchmark: Benchmark, case: Case, settings: Settings) -> dict[st
         row["extra_bytes"] = {each.name: extra_bytes_cuda(call) for each, call in running}
     elif case.size.scale != "small":
         del input_sets, calls, running
-        names = [each["name"] for each in results if each["kind"] in ("operator", "eager")]
+        kinds = ("operator", "eager", "peer")
+        names = [each["name"] for each in results if each["kind"] in kinds]
         try:
             row["extra_bytes"] = extra_bytes_cpu(benchmark, case, names)
         except MemoryNotMeasured as reason:  # the times of minutes are not thrown away for that

@@ -18,7 +18,10 @@ class Target:
     Args:
         label: What is promised, in words.
         metric: ``speedup:<contestant kind>``, ``fraction_of_copy``, ``fraction_of_read``,
-            ``extra_bytes`` or ``error_ratio``.
+            ``extra_bytes``, ``memory_ratio:<contestant kind>`` (extra memory of the operator over
+            that of the thriftiest contestant of the kind),
+            ``memory_ratio_beside_gradients:<contestant kind>`` (the same without the gradients that
+            every contestant returns) or ``error_ratio``.
         bound: The threshold.
         size: Label of the size; empty for ``error_ratio``, which takes the worst.
         passes: ``forward`` or ``forward+backward``.
@@ -83,8 +86,25 @@ def _measured(
                 return _best_speedup(row, kind)
             if metric == "extra_bytes":
                 return row["extra_bytes"].get(row["operator_name"])
+            if metric == "memory_ratio":
+                return _memory_ratio(row, kind, 0)
+            if metric == "memory_ratio_beside_gradients":
+                return _memory_ratio(row, kind, row["gradient_bytes"])
             return row[metric]
     return None
+
+
+def _memory_ratio(row: Mapping[str, Any], kind: str, everyones: int) -> float | None:
+    """Extra memory over that of the thriftiest contestant of that kind, less ``everyones``."""
+    extra = row["extra_bytes"]
+    others = [
+        extra[contestant["name"]] - everyones
+        for contestant in row["contestants"]
+        if contestant["kind"] == kind and contestant["name"] in extra
+    ]
+    if row["operator_name"] not in extra or not others or min(others) <= 0:
+        return None
+    return max(0, extra[row["operator_name"]] - everyones) / min(others)
 
 
 def _best_speedup(row: Mapping[str, Any], kind: str) -> float | None:

@@ -62,6 +62,28 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   // and which the largest; int64 [B, n] each member's largest class.
   m.def("crossmax(Tensor logits, int k) -> (Tensor, Tensor, Tensor)");
   m.def("crossmax_backward(Tensor grad, Tensor members, Tensor tops) -> Tensor");
+  // Both heads and the loss in chunks of rows; implemented in Python from torch's matrix products
+  // and the operators above. features: [N, D]; weight: [C, D]; the noise head with a D of its own;
+  // chunk_rows 0: chosen. Result: the loss.
+  m.def(
+      "linear_gated_cross_entropy(Tensor features, Tensor weight, Tensor? bias, "
+      "Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, Tensor target, "
+      "Tensor? class_weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
+      "int reduction, int chunk_rows) -> Tensor");
+  // The loss, and the gradients for the first seven arguments and for sample_weight, those not
+  // wanted empty.
+  m.def(
+      "linear_gated_cross_entropy_with_gradients(Tensor features, Tensor weight, Tensor? bias, "
+      "Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, Tensor target, "
+      "Tensor? class_weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
+      "int reduction, int chunk_rows, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_gated_cross_entropy_backward(Tensor grad_loss, Tensor features, Tensor weight, "
+      "Tensor? bias, Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, "
+      "Tensor target, Tensor? class_weight, Tensor? sample_weight, int ignore_index, "
+      "float label_smoothing, int reduction, int chunk_rows, bool[] needs) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

@@ -7,16 +7,19 @@ from .gated_cross_entropy import (
     gated_cross_entropy,
     gated_cross_entropy_scores,
 )
+from .linear_gated_cross_entropy import LinearGatedCrossEntropyLoss, linear_gated_cross_entropy
 from .pi_dual import PiDUAL
 from .results import GatedCrossEntropyScores, NoiseScores, ShrinkMatchScores
 from .shrink_match_loss import ShrinkMatchLoss, shrink_match_loss, shrink_match_scores
 from .taylor_cross_entropy import TaylorCrossEntropyLoss, taylor_cross_entropy
+from .weights import dro_weights
 
 __all__ = [
     "CompSumLoss",
     "CrossMax",
     "GatedCrossEntropyLoss",
     "GatedCrossEntropyScores",
+    "LinearGatedCrossEntropyLoss",
     "NoiseScores",
     "PiDUAL",
     "ShrinkMatchLoss",
@@ -24,8 +27,10 @@ __all__ = [
     "TaylorCrossEntropyLoss",
     "comp_sum_loss",
     "crossmax",
+    "dro_weights",
     "gated_cross_entropy",
     "gated_cross_entropy_scores",
+    "linear_gated_cross_entropy",
     "shrink_match_loss",
     "shrink_match_scores",
     "taylor_cross_entropy",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from ..sample import OperatorCase
-from . import comp_sum_loss, crossmax, gated_cross_entropy, shrink_match_loss, taylor_cross_entropy
 
 __all__ = ["operator_cases"]
 
-_MODULES = (comp_sum_loss, gated_cross_entropy, taylor_cross_entropy, shrink_match_loss, crossmax)
-
 
 def operator_cases() -> list[OperatorCase]:
-    """The losses with their references."""
-    return [module.case() for module in _MODULES]
+    """The losses with their references, by name: every module here that has no underscore."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [
+        importlib.import_module(f".{name}", __name__).case()
+        for name in names
+        if not name.startswith("_")
+    ]
