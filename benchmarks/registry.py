@@ -24,7 +24,12 @@ __all__ = [
     "select_benchmarks",
 ]
 
-_MODULES = ("losses.gated_cross_entropy", "merging.tall_masks", "pcr.linear_recurrence")
+_MODULES = (
+    "losses.gated_cross_entropy",
+    "losses.heteroscedastic_cross_entropy",
+    "merging.tall_masks",
+    "pcr.linear_recurrence",
+)
 
 Pass = Literal["forward", "forward+backward"]
 
