@@ -29,6 +29,7 @@ _MODULES = (
     "losses.shrink_match_loss",
     "losses.crossmax",
     "losses.linear_gated_cross_entropy",
+    "losses.heteroscedastic_cross_entropy",
     "merging.tall_masks",
     "pcr.linear_recurrence",
 )

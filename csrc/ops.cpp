@@ -84,6 +84,28 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
       "Tensor target, Tensor? class_weight, Tensor? sample_weight, int ignore_index, "
       "float label_smoothing, int reduction, int chunk_rows, bool[] needs) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // mean, diagonal: [N, C]; low_rank: [N, C, R]; all float32 or float64; target, sample_weight:
+  // [N]; weight: [C]; seed: int64 [1], on the CPU or the device. Results: loss, rows [2, N] (loss
+  // before the sample weight, derivative for the sample weight), the gradients of mean, low_rank
+  // and diagonal, empty where they are not needed.
+  m.def(
+      "heteroscedastic_cross_entropy(Tensor mean, Tensor low_rank, Tensor diagonal, "
+      "Tensor target, Tensor? weight, Tensor? sample_weight, Tensor seed, float temperature, "
+      "int samples, float minimum_probability, int ignore_index, int reduction, "
+      "bool needs_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The gradients of mean, low_rank, diagonal and sample_weight from those of the forward pass.
+  m.def(
+      "heteroscedastic_cross_entropy_backward(Tensor grad_loss, Tensor mean, Tensor low_rank, "
+      "Tensor diagonal, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor seed, "
+      "Tensor rows, Tensor grad_mean, Tensor grad_low_rank, Tensor grad_diagonal, "
+      "float temperature, int samples, float minimum_probability, int ignore_index, "
+      "int reduction) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "heteroscedastic_log_probabilities(Tensor mean, Tensor low_rank, Tensor diagonal, "
+      "Tensor seed, float temperature, int samples) -> Tensor");
+  // first, second: int64 [N]; result: float32 [N, count], standard normal, a function of the seed,
+  // the two indices and the column.
+  m.def("counter_normal(Tensor first, Tensor second, Tensor seed, int count) -> Tensor");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

@@ -5,6 +5,6 @@ order, and serve as the oracle of the tests, as the fallback on devices without 
 :func:`robustcore.use_reference`.
 """
 
-from . import losses, merging, pcr
+from . import losses, merging, pcr, random
 
-__all__ = ["losses", "merging", "pcr"]
+__all__ = ["losses", "merging", "pcr", "random"]
