@@ -1,5 +1,6 @@
 """Fused per-sample losses for training on noisy labels."""
 
+from . import noise_detection as noise_detection
 from .comp_sum_loss import CompSumLoss, comp_sum_loss
 from .gated_cross_entropy import (
     GatedCrossEntropyLoss,
