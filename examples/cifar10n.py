@@ -44,6 +44,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 HELD_OUT = 0.2
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -65,6 +66,7 @@ class Job:
         return f"{self.method}{values},seed={self.seed}"
 
 
+@app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Folder with the two .npz files.")],
     labels: Annotated[str, typer.Option(help=f"Which labels: {', '.join(LABELS)}.")] = "worst",
@@ -290,9 +292,5 @@ def _finish_tuning(
     console.print(f"written: {folder / 'tuning.json'}", soft_wrap=True)
 
 
-def main() -> None:
-    typer.run(train)
-
-
 if __name__ == "__main__":
-    main()
+    app()

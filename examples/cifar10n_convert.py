@@ -31,6 +31,7 @@ HUMAN_LABELS = {
     "aggregate": ("aggre_label",),
     "worst": ("worse_label",),
 }
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -51,6 +52,7 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
+@app.command()
 def convert(
     batches: Annotated[Path, typer.Argument(help="Folder cifar-10-batches-py.")],
     labels: Annotated[Path, typer.Argument(help="CIFAR-10_human.pt.")],
@@ -140,4 +142,4 @@ def _encode(pixels: np.ndarray, quality: int, what: str) -> dict[str, np.ndarray
 
 
 if __name__ == "__main__":
-    typer.run(convert)
+    app()

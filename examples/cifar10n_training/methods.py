@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcore.losses import PiDUAL
+from robustcore.losses import PiDUAL, comp_sum_loss
 
 from . import stand_ins
 from .networks import Classifier, perceptron
@@ -71,7 +71,7 @@ class GeneralisedCrossEntropy(Method):
         self.tau = tau
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return stand_ins.comp_sum_loss(self(x), target, tau=self.tau)
+        return comp_sum_loss(self(x), target, tau=self.tau)
 
 
 class SymmetricCrossEntropy(Method):

@@ -7,11 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def comp_sum_loss(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
-    log_p = -F.cross_entropy(logits, target, reduction="none")
-    return (-torch.expm1((tau - 1) * log_p) / (tau - 1)).mean()
-
-
 def symmetric_cross_entropy(logits: Tensor, target: Tensor, alpha: float, beta: float) -> Tensor:
     p = logits.softmax(-1).gather(-1, target[:, None])[:, 0]
     return alpha * F.cross_entropy(logits, target) + beta * 9.210340371976182 * (1 - p).mean()
