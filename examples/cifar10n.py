@@ -35,7 +35,7 @@ import torch
 import typer
 from cifar10n_training import results
 from cifar10n_training.data import LABELS, DataError
-from cifar10n_training.files import read_json, write_json
+from cifar10n_training.files import read_json, write_bytes, write_json
 from cifar10n_training.methods import METHODS
 from cifar10n_training.settings import BY_NETWORK, Settings
 from cifar10n_training.task import Task, prepare
@@ -124,11 +124,13 @@ def train(
     start = time.perf_counter()
     try:
         chosen = {**dataclasses.asdict(settings), "device": where.type}
-        _check_same(folder / "settings.json", chosen)
+        _check_same(folder / "settings.json", chosen)  # before the data is read, to save time
         with console.status("preparing") as status:
             features = output / f"features-{settings.train_images}-{settings.test_images}.pt"
             task = prepare(data, labels, settings, where, features, status.update)
-        _check_same(folder / "data.json", {"checksum": task.checksum})
+        chosen["checksum of the data"] = task.checksum
+        _check_same(folder / "settings.json", chosen)
+        write_json(folder / "settings.json", chosen)
         if tune:
             task = task.hold_out(settings.held_out)
             jobs = [Job(name, values, 0) for name in names for values in METHODS[name].candidates()]
@@ -162,9 +164,11 @@ def train(
     }
     write_json(folder / "results.json", result)
     results.plot(result, folder / "results.png")
+    write_bytes(folder / "results.md", results.markdown(result).encode())
     console.print(results.table(result))
     console.print(
-        f"written: {folder / 'results.json'}, results.png, detection-*.png", soft_wrap=True
+        f"written: {folder / 'results.json'}, results.md, results.png, detection-*.png",
+        soft_wrap=True,
     )
 
 
@@ -191,15 +195,13 @@ def _device(name: str) -> torch.device:
 
 def _check_same(path: Path, expected: dict[str, Any]) -> None:
     """Numbers of different settings or data must not meet in one result."""
-    found = read_json(path)
-    if found is None:
-        write_json(path, expected)
-    elif found != expected:
-        name = next(key for key in expected if found.get(key) != expected[key])
-        fail(
-            f"{path.parent} holds runs with {name} = {found.get(name)}, now it is "
-            f"{expected[name]}; choose another --output or remove that folder"
-        )
+    found = read_json(path) or expected
+    for name, value in expected.items():
+        if found.get(name) != value:
+            fail(
+                f"{path.parent} holds runs with {name} = {found.get(name)}, now it is {value}; "
+                "choose another --output or remove that folder"
+            )
 
 
 def _run_all(

@@ -36,6 +36,7 @@ def gather(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         method: dict[str, Any] = {
             "title": spec.title,
             "privileged_information": spec.privileged or None,
+            "stand_in": spec.stand_in,
             "values": seeds[0]["values"],
         }
         for measure in (*MEASURES, "milliseconds_per_step"):
@@ -91,27 +92,53 @@ def _text(value: dict[str, Any] | None, scale: float, digits: int) -> str:
     return text if value["std"] is None else f"{text} ± {scale * value['std']:.{digits}f}"
 
 
-def table(result: dict[str, Any]) -> Table:
-    share = 100 * result["wrong_labels"]
-    title = f"CIFAR-10N, {result['labels']} labels ({share:.1f} % wrong), {result['seeds']} seeds"
-    printed = Table(title=title, title_justify="left")
-    printed.add_column("method")
-    printed.add_column("knows")
-    for column in ("test accuracy, %", "memorised, %", "detection AUC", "step time"):
-        printed.add_column(column, justify="right")
-    printed.add_column("beats ce")
+COLUMNS = ("method", "knows", "test accuracy, %", "memorised, %", "AUC", "step time", "beats ce")
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the table, by column of COLUMNS."""
+    cells = []
     for name, method in result["methods"].items():
         ratio, beats = method.get("step_time_vs_ce"), method.get("beats_ce_beyond_spread")
-        printed.add_row(
-            name,
-            method["privileged_information"] or "",
-            _text(method["test_accuracy"], 100, 1),
-            _text(method["memorised_wrong_labels"], 100, 1),
-            _text(method["detection_auc"], 1, 3),
-            "–" if ratio is None else f"{ratio:.2f}×",
-            "" if name == "ce" or beats is None else "yes" if beats else "no",
+        cells.append(
+            (
+                name + "*" * method["stand_in"],
+                method["privileged_information"] or "",
+                _text(method["test_accuracy"], 100, 1),
+                _text(method["memorised_wrong_labels"], 100, 1),
+                _text(method["detection_auc"], 1, 3),
+                "–" if ratio is None else f"{ratio:.2f}×",
+                "" if name == "ce" or beats is None else "yes" if beats else "no",
+            )
         )
+    return cells
+
+
+def caption(result: dict[str, Any]) -> str:
+    if not any(method["stand_in"] for method in result["methods"].values()):
+        return ""
+    return "* trained with a stand-in in plain PyTorch, not with an operator of robustcore"
+
+
+def table(result: dict[str, Any]) -> Table:
+    share = 100 * result["wrong_labels"]
+    title = f"CIFAR-10N, {result['labels']} labels ({share:.1f} % wrong), seeds: {result['seeds']}"
+    printed = Table(
+        title=title, title_justify="left", caption=caption(result), caption_justify="left"
+    )
+    for number, column in enumerate(COLUMNS):
+        printed.add_column(column, justify="left" if number < 2 else "right")
+    for cells in rows(result):
+        printed.add_row(*cells)
     return printed
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *rows(result)]
+    # An asterisk would start emphasis.
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("*", "\\*")
+    note = caption(result).replace("*", "\\*")
+    return f"{text}\n\n{note}\n" if note else f"{text}\n"
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ pytest.importorskip("matplotlib", reason="the example needs matplotlib")
 
 import cifar10n
 import cifar10n_convert
-from cifar10n_training import data
+from cifar10n_training import data, results
 from cifar10n_training.methods import METHODS, Setup
 from cifar10n_training.networks import augment, hidden_layer
 from PIL import Image
@@ -110,6 +111,14 @@ def test_every_method_is_reported(every_method):
     assert max(m["test_accuracy"]["mean"] for m in result["methods"].values()) > 0.6
 
 
+ROOT = EXAMPLES.parent
+
+
+def test_the_documented_table_is_the_committed_result():
+    result = json.loads((EXAMPLES / "results" / "cifar10n-worst-cpu.json").read_text())
+    assert results.markdown(result) in (ROOT / "docs" / "examples.md").read_text()
+
+
 def test_finished_runs_are_not_repeated(every_method, folder):
     output, _ = every_method
     runs = sorted((output / "worst" / "runs").iterdir())
@@ -120,11 +129,17 @@ def test_finished_runs_are_not_repeated(every_method, folder):
     assert [run.stat().st_mtime_ns for run in runs] == before
 
 
-def test_runs_of_other_settings_are_refused(every_method, folder):
+def test_runs_of_other_settings_or_data_are_refused(every_method, folder, tmp_path):
     output, _ = every_method
     done = invoke("--data", folder, "--output", output, "--epochs", 7)
     assert done.exit_code == 2
     assert "holds runs with epochs = 12, now it is 7; choose another --output" in done.output
+    with np.load(folder / data.TRAIN_FILE) as file:
+        other = broken(folder, tmp_path, worst=1 - file["worst"] // 2)
+    shutil.copy(folder / data.TEST_FILE, other)
+    done = invoke("--data", other, "--output", output, "--seeds", 2, "--epochs", 12)
+    assert done.exit_code == 2
+    assert "holds runs with checksum of the data" in done.output
 
 
 def numbers(run: Path):
@@ -194,7 +209,7 @@ def test_tuning_uses_no_clean_label(folder, tmp_path):
         content = dict(file)
     content["clean"] = np.zeros_like(content["clean"])
     np.savez(other / data.TRAIN_FILE, **content)
-    (other / data.TEST_FILE).write_bytes((folder / data.TEST_FILE).read_bytes())
+    shutil.copy(folder / data.TEST_FILE, other)
     tuned = []
     for place in (folder, other):
         output = tmp_path / f"out-{place.name}"
@@ -277,6 +292,7 @@ def test_missing_and_unreadable_data(folder, tmp_path):
     done = invoke("--data", tmp_path, "--output", tmp_path / "out")
     assert done.exit_code == 2
     assert "cifar10n_train.npz is missing" in done.output.replace("\n", "")
+    assert not (tmp_path / "out").exists()
     (tmp_path / data.TRAIN_FILE).write_bytes(b"no archive")
     with pytest.raises(data.DataError, match=r"cannot be read as \.npz"):
         data.read_train(tmp_path, "worst")
