@@ -216,20 +216,20 @@ METHODS: dict[str, Spec] = {
     "gce": Spec(
         "generalised cross-entropy",
         GeneralisedCrossEntropy,
-        {"tau": 1.7},
+        {"tau": 1.9},
         {"tau": (1.3, 1.5, 1.7, 1.9)},
     ),
     "sce": Spec(
         "symmetric cross-entropy",
         SymmetricCrossEntropy,
-        {"alpha": 0.1, "beta": 1.0},
+        {"alpha": 0.01, "beta": 1.0},
         {"alpha": (0.01, 0.03, 0.1, 0.3)},
         stand_in=True,
     ),
     "elr": Spec(
         "early-learning regularisation",
         EarlyLearning,
-        {"beta": 0.7, "weight": 3.0},
+        {"beta": 0.7, "weight": 7.0},
         {"beta": (0.7, 0.9), "weight": (1.0, 3.0, 7.0)},
         stand_in=True,
     ),
@@ -258,7 +258,7 @@ METHODS: dict[str, Spec] = {
     "tram": Spec(
         "TRAM",
         partial(Transferred, agreement=True, random=False),
-        {"width": 128},
+        {"width": 512},
         {"width": (128, 512)},
         privileged="agreement",
         stand_in=True,
@@ -274,7 +274,7 @@ METHODS: dict[str, Spec] = {
     "afm": Spec(
         "AFM",
         partial(Marginalised, agreement=True, random=False),
-        {"width": 128},
+        {"width": 512},
         {"width": (128, 512)},
         privileged="agreement",
         stand_in=True,

@@ -95,17 +95,17 @@ class _Training:
         batches = order.split(size)
         if task.images and len(batches) > 1 and len(batches[-1]) == 1:
             batches = batches[:-1]  # one row has no batch statistics
-        start = time.perf_counter()
+        start = _now(device)
         for number, index in enumerate(batches):
             self._set_rate((self.epoch + number / len(batches)) / self.settings.epochs)
             self._step(index)
             if device.type == "cpu":
-                now = time.perf_counter()
+                now = _now(device)
                 self.step_seconds.append(now - start)
                 start = now
         if device.type != "cpu":
             torch.accelerator.synchronize()
-            self.step_seconds.append((time.perf_counter() - start) / len(batches))
+            self.step_seconds.append((_now(device) - start) / len(batches))
         self.epoch += 1
 
     def _step(self, index: Tensor) -> None:
@@ -153,6 +153,11 @@ class _Training:
         torch.set_rng_state(state["cpu"])
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.task.inputs.device)
+
+
+def _now(device: torch.device) -> float:
+    """On the CPU the processor's time: other work on the machine does not count."""
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
 def _network_optimizer(method: Method, settings: Settings) -> torch.optim.Optimizer:
