@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,6 @@ def train(
         torch.set_num_threads(threads)
     folder = output / f"{labels}-tuning" if tune else output / labels
     console = Console()
-    start, processor_start = time.perf_counter(), time.process_time()
     try:
         chosen = {**dataclasses.asdict(settings), "device": where.type}
         _check_same(folder / "settings.json", chosen)  # before the data is read, to save time
@@ -161,9 +159,6 @@ def train(
         "device": where.type,
         "machine": results.machine(),
         "methods": results.gather(by_method),
-        # On a machine with other work to do the second one is shorter.
-        "seconds_of_this_call": round(time.perf_counter() - start, 1),
-        "processor_seconds_of_this_call": round(time.process_time() - processor_start, 1),
     }
     write_json(folder / "results.json", result)
     results.plot(result, folder / "results.png")

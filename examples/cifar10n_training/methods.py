@@ -140,7 +140,9 @@ class GatedPrivileged(Method):
 
     def __init__(self, setup: Setup, agreement: bool, random: bool, width: int) -> None:
         super().__init__(setup)
-        self.register_buffer("privileged", privileged_information(setup, agreement, random))
+        privileged = privileged_information(setup, agreement, random)
+        # The seed makes it again: no place in a checkpoint.
+        self.register_buffer("privileged", privileged, persistent=False)
         inputs = self.privileged.shape[1]
         self.model = PiDUAL(
             self.classifier,
@@ -157,7 +159,9 @@ class Transferred(Method):
 
     def __init__(self, setup: Setup, agreement: bool, random: bool, width: int) -> None:
         super().__init__(setup)
-        self.register_buffer("privileged", privileged_information(setup, agreement, random))
+        privileged = privileged_information(setup, agreement, random)
+        # The seed makes it again: no place in a checkpoint.
+        self.register_buffer("privileged", privileged, persistent=False)
         self.second = stand_ins.PrivilegedHead(
             self.classifier.width, self.privileged.shape[1], width, setup.classes
         )
