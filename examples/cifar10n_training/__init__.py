@@ -1,0 +1,1 @@
+"""The parts of ``examples/cifar10n.py``: data, features, networks, methods, training, report."""
