@@ -191,7 +191,7 @@ def _measure(method: Method, task: Task, name: str) -> Outcome:
         return Outcome({**numbers, "detection_auc": None}, None)
     score = -train.gather(1, task.given[:, None])[:, 0]
     title = f"{METHODS[name].title}: −log p(given label)"
-    report = detect(score, wrong, method="otsu", name=title)
+    report = detect(score, wrong, name=title)
     numbers["detection_auc"] = report.auc
     numbers["detection"] = report.to_dict()
     return Outcome(numbers, report)
