@@ -24,7 +24,15 @@ __all__ = [
     "select_benchmarks",
 ]
 
-_MODULES = ("losses.gated_cross_entropy", "merging.tall_masks", "pcr.linear_recurrence")
+_MODULES = (
+    "losses.gated_cross_entropy",
+    "losses.mixture_cross_entropy",
+    "losses.mixture_log_softmax",
+    "losses.pair_kl_divergence",
+    "losses.smooth_adversarial_loss",
+    "merging.tall_masks",
+    "pcr.linear_recurrence",
+)
 
 Pass = Literal["forward", "forward+backward"]
 

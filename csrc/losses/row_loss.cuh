@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>,
                         static_cast<int>(threadIdx.x) / kThreads;
        i < p.rows; i += stride) {
     const bool ignored = p.is_ignored(i);
-    RC_DEVICE_ASSERT(ignored || p.soft_target || (p.target[i] >= 0 && p.target[i] < p.classes));
+    RC_DEVICE_ASSERT(ignored || !p.target || (p.target[i] >= 0 && p.target[i] < p.classes));
     if constexpr (kMode == RowMode::kScores) row_scores<T, kThreads>(p, i, thread);
     Acc loss = Acc(0);
     if (ignored) {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>,
 template <class T>
 __global__ void __launch_bounds__(kBlock) row_loss_denominator_kernel(const RowProblem<T> p) {
   double total = 0;
-  if (p.reduction == Reduction::kMean && !p.soft_target) {
+  if (p.reduction == Reduction::kMean && p.target) {
     for (std::int64_t row = threadIdx.x; row < p.rows; row += kBlock) {
       if (p.is_ignored(row)) continue;
       const std::int64_t target = p.target[row];
