@@ -18,6 +18,7 @@ struct MixtureCrossEntropy {
   static constexpr bool kBendsLogits = false;
   static constexpr int kCaches = 2;
   static constexpr int kRowValueGradients = 3;
+  static constexpr int kMoreRegisters = 32;
 
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,

@@ -30,11 +30,12 @@ constexpr int kBlockThreads = kThreads == kWarpSize ? kWarpBlock : kThreads;
 // Blocks that must fit on a multiprocessor, which bounds the registers of a thread. Left to itself
 // the compiler holds all kernels to 64 registers and spills: 16-bit types handle eight elements a
 // load, and gradients keep the row's coefficients beside them.
-template <class T, int kThreads, bool kGradients>
+template <class T, int kThreads, bool kGradients, int kMoreRegisters = 0>
 constexpr int kResidentBlocks = 65536 /
-                                (sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
-                                 : sizeof(T) == 2 || kGradients                   ? 80
-                                                                                  : 64) /
+                                ((sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
+                                  : sizeof(T) == 2 || kGradients                   ? 80
+                                                                                   : 64) +
+                                 (kGradients ? kMoreRegisters : 0)) /
                                 kBlockThreads<kThreads>;
 
 // An ignored row: zeros, not products with whatever the row holds.
@@ -107,8 +108,9 @@ __device__ __forceinline__ void row_scores(const RowProblem<T>& p, std::int64_t 
 }
 
 template <class Program, class T, int kThreads, RowMode kMode>
-__global__ void __launch_bounds__(kBlockThreads<kThreads>,
-                                  kResidentBlocks<T, kThreads, kMode == RowMode::kGradients>)
+__global__ void __launch_bounds__(
+    kBlockThreads<kThreads>,
+    kResidentBlocks<T, kThreads, kMode == RowMode::kGradients, more_registers<Program>()>)
     row_loss_kernel(const RowProblem<T> p) {
   using Acc = accumulate_t<T>;
   constexpr bool kGradients = kMode == RowMode::kGradients;

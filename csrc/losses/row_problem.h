@@ -23,17 +23,23 @@ enum class RowMode { kLoss, kGradients, kScores };
 enum class Label { kClass, kSpread };
 
 // What a program says about itself where it is not like most:
-// whether it can do without a target, which then only names the rows to ignore; and
+// whether it can do without a target, which then only names the rows to ignore;
 template <class Program>
 constexpr bool needs_target() {
   if constexpr (requires { Program::kNeedsTarget; }) return Program::kNeedsTarget;
   return true;
 }
-// whether it offers temperature and soft-cap for all logits alike.
+// whether it offers temperature and soft-cap for all logits alike; and
 template <class Program>
 constexpr bool bends_logits() {
   if constexpr (requires { Program::kBendsLogits; }) return Program::kBendsLogits;
   return true;
+}
+// how many 32-bit registers its gradients need beyond what most do on CUDA, which spill otherwise.
+template <class Program>
+constexpr int more_registers() {
+  if constexpr (requires { Program::kMoreRegisters; }) return Program::kMoreRegisters;
+  return 0;
 }
 
 constexpr int kRowValues = 3;
