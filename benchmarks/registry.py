@@ -30,6 +30,10 @@ _MODULES = (
     "losses.crossmax",
     "losses.linear_gated_cross_entropy",
     "losses.heteroscedastic_cross_entropy",
+    "losses.mixture_cross_entropy",
+    "losses.mixture_log_softmax",
+    "losses.pair_kl_divergence",
+    "losses.smooth_adversarial_loss",
     "merging.tall_masks",
     "pcr.linear_recurrence",
 )

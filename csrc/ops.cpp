@@ -8,9 +8,10 @@ namespace {
 
 // The losses of rows of logits share one signature (csrc/losses/row_problem.h). logits, second: [N,
 // C]; row_value*: [N], what they are the loss says (a gate, a parameter per row); target: int64 [N]
-// or class probabilities [N, C]; weight: [C]; sample_weight: [N]; reduction: 0 none, 1 mean, 2 sum.
+// or class probabilities [N, C] (none for a loss without labels); weight: [C]; sample_weight: [N];
+// reduction: 0 none, 1 mean, 2 sum.
 const std::string kRowLossArguments =
-    "Tensor? second, Tensor? row_value, Tensor? row_value2, Tensor? row_value3, Tensor target, "
+    "Tensor? second, Tensor? row_value, Tensor? row_value2, Tensor? row_value3, Tensor? target, "
     "Tensor? weight, Tensor? sample_weight, float[] parameters, int ignore_index, "
     "float label_smoothing, float temperature, float softcap, float lse_square, int reduction";
 
@@ -106,6 +107,20 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   // first, second: int64 [N]; result: float32 [N, count], standard normal, a function of the seed,
   // the two indices and the column.
   m.def("counter_normal(Tensor first, Tensor second, Tensor seed, int count) -> Tensor");
+  define_row_loss(m, "mixture_cross_entropy");
+  define_row_loss(m, "pair_kl_divergence");
+  define_row_loss(m, "smooth_adversarial_loss");
+  // log((1 - a) softmax(s1 z1) + a softmax(s2 z2)), a = sigmoid(gate). logits*: [N, C]; gate: [N];
+  // scale*: [N], or none for the number in `scales` (two numbers).
+  const std::string mixture =
+      "Tensor logits1, Tensor logits2, Tensor gate, Tensor? scale1, Tensor? scale2, float[] scales";
+  m.def(("mixture_log_softmax(" + mixture + ") -> Tensor").c_str());
+  // Gradients for logits1, logits2, gate, scale1, scale2; those not needed are empty.
+  m.def(("mixture_log_softmax_backward(Tensor grad, " + mixture +
+         ", bool needs_logits1, bool needs_logits2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+            .c_str());
+  // 1 / log(1 + exp |logsumexp(logits)|) of each row; no derivative. [N, C] to [N].
+  m.def("energy_weights(Tensor logits) -> Tensor");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

@@ -76,6 +76,32 @@ RC_INLINE double exponential_minus_one(double x) {
   return expm1(x);
 }
 
+// log(1 + x) in float for 0 <= x <= 1, relative error below 2e-7 on the host, branch-free:
+// 2 atanh(x / (2 + x)) by an odd polynomial, fitted for the smallest largest relative error.
+RC_INLINE float log_one_plus(float x) {
+#if defined(__CUDA_ARCH__)
+  return log1pf(x);
+#else
+  const float s = x / (2.0f + x);
+  const float square = s * s;
+  float q = 0.14005993f;
+  q = q * square + 0.14000903f;
+  q = q * square + 0.20010764f;
+  q = q * square + 0.33333208f;
+  return 2.0f * (s + s * (square * q));
+#endif
+}
+RC_INLINE double log_one_plus(double x) {
+  return log1p(x);
+}
+
+// log(1 + exp(x)), at any x.
+template <class Acc>
+RC_INLINE Acc softplus(Acc x) {
+  const Acc small = exponential(x > Acc(0) ? -x : x);
+  return (x > Acc(0) ? x : Acc(0)) + log_one_plus(small);
+}
+
 // tanh(x) in float, relative error below 2e-7 on the host, branch-free like the exponential: an odd
 // polynomial near 0 (fitted for the smallest largest relative error on |x| <= 0.56), otherwise by
 // way of exp(-2 |x|).

@@ -30,11 +30,12 @@ constexpr int kBlockThreads = kThreads == kWarpSize ? kWarpBlock : kThreads;
 // Blocks that must fit on a multiprocessor, which bounds the registers of a thread. Left to itself
 // the compiler holds all kernels to 64 registers and spills: 16-bit types handle eight elements a
 // load, and gradients keep the row's coefficients beside them.
-template <class T, int kThreads, bool kGradients>
+template <class T, int kThreads, bool kGradients, int kMoreRegisters = 0>
 constexpr int kResidentBlocks = 65536 /
-                                (sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
-                                 : sizeof(T) == 2 || kGradients                   ? 80
-                                                                                  : 64) /
+                                ((sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
+                                  : sizeof(T) == 2 || kGradients                   ? 80
+                                                                                   : 64) +
+                                 (kGradients ? kMoreRegisters : 0)) /
                                 kBlockThreads<kThreads>;
 
 // An ignored row: zeros, not products with whatever the row holds.
@@ -107,8 +108,9 @@ __device__ __forceinline__ void row_scores(const RowProblem<T>& p, std::int64_t 
 }
 
 template <class Program, class T, int kThreads, RowMode kMode>
-__global__ void __launch_bounds__(kBlockThreads<kThreads>,
-                                  kResidentBlocks<T, kThreads, kMode == RowMode::kGradients>)
+__global__ void __launch_bounds__(
+    kBlockThreads<kThreads>,
+    kResidentBlocks<T, kThreads, kMode == RowMode::kGradients, more_registers<Program>()>)
     row_loss_kernel(const RowProblem<T> p) {
   using Acc = accumulate_t<T>;
   constexpr bool kGradients = kMode == RowMode::kGradients;
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>,
                         static_cast<int>(threadIdx.x) / kThreads;
        i < p.rows; i += stride) {
     const bool ignored = p.is_ignored(i);
-    RC_DEVICE_ASSERT(ignored || p.soft_target || (p.target[i] >= 0 && p.target[i] < p.classes));
+    RC_DEVICE_ASSERT(ignored || !p.target || (p.target[i] >= 0 && p.target[i] < p.classes));
     if constexpr (kMode == RowMode::kScores) row_scores<T, kThreads>(p, i, thread);
     Acc loss = Acc(0);
     if (ignored) {
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>,
 template <class T>
 __global__ void __launch_bounds__(kBlock) row_loss_denominator_kernel(const RowProblem<T> p) {
   double total = 0;
-  if (p.reduction == Reduction::kMean && !p.soft_target) {
+  if (p.reduction == Reduction::kMean && p.target) {
     for (std::int64_t row = threadIdx.x; row < p.rows; row += kBlock) {
       if (p.is_ignored(row)) continue;
       const std::int64_t target = p.target[row];

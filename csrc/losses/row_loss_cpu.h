@@ -123,9 +123,11 @@ RC_TARGET_CLONES void run_rows(const RowProblem<T>& p, const Options& options, i
 
 // Calls f with the options of a call as a compile-time constant. A soft-cap is rarer than a label that is
 // spread over classes, and a single class can be written as one.
-template <class T, class F>
+template <class Program, class T, class F>
 void with_options(const RowProblem<T>& p, F&& f) {
-  if (p.softcap != 0) return f(KnownOptions<Label::kSpread, true>{});
+  if constexpr (bends_logits<Program>()) {
+    if (p.softcap != 0) return f(KnownOptions<Label::kSpread, true>{});
+  }
   if (p.label() == Label::kSpread) return f(KnownOptions<Label::kSpread, false>{});
   return f(KnownOptions<Label::kClass, false>{});
 }
@@ -139,7 +141,7 @@ struct RowLossCpu {
 
   static RowLossArguments prepare(const char* op, RowLossArguments a) {
     const int64_t rows = a.logits.size(0), classes = a.logits.size(1);
-    if (!a.is_soft()) {
+    if (a.target && !a.is_soft()) {
       const int64_t* target = read_pointer<int64_t>(a.target);
       for (int64_t i = 0; i < rows; ++i) {
         if (target[i] != a.ignore_index && (target[i] < 0 || target[i] >= classes)) {
@@ -161,7 +163,7 @@ struct RowLossCpu {
       });
     };
     if constexpr (Program::kTakesLabels) {
-      row_cpu::with_options(p, for_all_rows);
+      row_cpu::with_options<Program>(p, for_all_rows);
     } else {
       for_all_rows(KnownOptions<Label::kClass, false>{});
     }
@@ -176,7 +178,7 @@ struct RowLossCpu {
     double total = 0;
     if (p.reduction != Reduction::kMean) {
       total = 1;
-    } else if (p.soft_target) {
+    } else if (!p.target) {
       total = static_cast<double>(p.rows);
     } else {
       for (int64_t i = 0; i < p.rows; ++i) {

@@ -18,23 +18,24 @@ using OptionalTensor = std::optional<Tensor>;
 struct RowLossArguments {
   Tensor logits;
   OptionalTensor second, row_value[kRowValues];
-  Tensor target;  // int64 [rows], or floating [rows, classes]
+  OptionalTensor target;  // int64 [rows], or floating [rows, classes]
   OptionalTensor weight, sample_weight;
   std::vector<double> parameters;
   int64_t ignore_index;
   double label_smoothing, temperature, softcap, lse_square;
   Reduction reduction;
 
-  bool is_soft() const { return target.scalar_type() != ScalarType::Long; }
+  bool is_soft() const { return target && target->scalar_type() != ScalarType::Long; }
 };
 
 // What every operator of a row loss begins with, in the order of the schema (ops.cpp).
-#define RC_ROW_LOSS_PARAMETERS                                                                  \
-  const Tensor &logits, const OptionalTensor &second, const OptionalTensor &row_value,          \
-      const OptionalTensor &row_value2, const OptionalTensor &row_value3, const Tensor &target, \
-      const OptionalTensor &weight, const OptionalTensor &sample_weight,                        \
-      std::vector<double> parameters, int64_t ignore_index, double label_smoothing,             \
-      double temperature, double softcap, double lse_square, int64_t reduction
+#define RC_ROW_LOSS_PARAMETERS                                                                   \
+  const Tensor &logits, const OptionalTensor &second, const OptionalTensor &row_value,           \
+      const OptionalTensor &row_value2, const OptionalTensor &row_value3,                        \
+      const OptionalTensor &target, const OptionalTensor &weight,                                \
+      const OptionalTensor &sample_weight, std::vector<double> parameters, int64_t ignore_index, \
+      double label_smoothing, double temperature, double softcap, double lse_square,             \
+      int64_t reduction
 #define RC_ROW_LOSS_VALUES                                                                      \
   logits, second, row_value, row_value2, row_value3, target, weight, sample_weight, parameters, \
       ignore_index, label_smoothing, temperature, softcap, lse_square, reduction
@@ -61,7 +62,7 @@ inline RowLossArguments row_loss_arguments(const std::string& op, RC_ROW_LOSS_PA
   check("the first row value", row_value, accumulate, rows);
   check("the second row value", row_value2, accumulate, rows);
   check("the third row value", row_value3, accumulate, rows);
-  const bool soft = target.scalar_type() != ScalarType::Long;
+  const bool soft = target && target->scalar_type() != ScalarType::Long;
   check("target", target, soft ? accumulate : ScalarType::Long, soft ? rows * classes : rows);
   check("weight", weight, accumulate, classes);
   check("sample_weight", sample_weight, accumulate, rows);
@@ -89,7 +90,7 @@ RowProblem<T> row_problem(const RowLossArguments& a, const Tensor& denominator) 
   p.logits = read_pointer<T>(a.logits);
   p.second = read_pointer<T>(a.second);
   for (int k = 0; k < kRowValues; ++k) p.row_value[k] = read_pointer<Acc>(a.row_value[k]);
-  p.target = a.is_soft() ? nullptr : read_pointer<int64_t>(a.target);
+  p.target = a.is_soft() ? nullptr : read_pointer<int64_t>(a.target);  // null without labels
   p.soft_target = a.is_soft() ? read_pointer<Acc>(a.target) : nullptr;
   p.class_weight = read_pointer<Acc>(a.weight);
   p.sample_weight = read_pointer<Acc>(a.sample_weight);
@@ -185,7 +186,7 @@ struct RowLossOperators {
   // The loss, then log softmax(logits)[target] and argmax(logits).
   static std::tuple<Tensor, Tensor, Tensor> scores(RC_ROW_LOSS_PARAMETERS) {
     const RowLossArguments a = arguments(RC_ROW_LOSS_VALUES);
-    RC_CHECK(!a.is_soft(), kName, "_scores: target must hold class indices");
+    RC_CHECK(a.target && !a.is_soft(), kName, "_scores: target must hold class indices");
     const ScalarType type = accumulate_type(a.logits);
     const RowLossResult result(a, type);
     const Tensor log_probability = fresh(a.logits, {a.logits.size(0)}, type);
@@ -206,7 +207,7 @@ struct RowLossOperators {
   // The same; the gradients of the matrices, empty in the result, are written over the matrices.
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> with_gradients_in_place(
       RC_ROW_LOSS_PARAMETERS, bool needs_logits, bool needs_second) {
-    RowLossArguments a = row_loss_arguments(kName, RC_ROW_LOSS_VALUES);
+    RowLossArguments a = checked(RC_ROW_LOSS_VALUES);
     RC_CHECK(logits.is_contiguous() && (!second || second->is_contiguous()), kName,
              "_with_gradients_: logits must be contiguous");
     const Tensor given = a.logits;
@@ -240,7 +241,16 @@ struct RowLossOperators {
 
  private:
   static RowLossArguments arguments(RC_ROW_LOSS_PARAMETERS) {
-    return Backend::prepare(kName, row_loss_arguments(kName, RC_ROW_LOSS_VALUES));
+    return Backend::prepare(kName, checked(RC_ROW_LOSS_VALUES));
+  }
+
+  // What the program asks of the label.
+  static RowLossArguments checked(RC_ROW_LOSS_PARAMETERS) {
+    RowLossArguments a = row_loss_arguments(kName, RC_ROW_LOSS_VALUES);
+    RC_CHECK(a.target || !needs_target<Program>(), kName, ": target must be given");
+    RC_CHECK(Program::kTakesLabels || (!a.is_soft() && label_smoothing == 0), kName,
+             ": the label must be a class, without label smoothing");
+    return a;
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_gradients(

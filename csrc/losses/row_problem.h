@@ -22,6 +22,26 @@ enum class RowMode { kLoss, kGradients, kScores };
 // probabilities).
 enum class Label { kClass, kSpread };
 
+// What a program says about itself where it is not like most:
+// whether it can do without a target, which then only names the rows to ignore;
+template <class Program>
+constexpr bool needs_target() {
+  if constexpr (requires { Program::kNeedsTarget; }) return Program::kNeedsTarget;
+  return true;
+}
+// whether it offers temperature and soft-cap for all logits alike; and
+template <class Program>
+constexpr bool bends_logits() {
+  if constexpr (requires { Program::kBendsLogits; }) return Program::kBendsLogits;
+  return true;
+}
+// how many 32-bit registers its gradients need beyond what most do on CUDA, which spill otherwise.
+template <class Program>
+constexpr int more_registers() {
+  if constexpr (requires { Program::kMoreRegisters; }) return Program::kMoreRegisters;
+  return 0;
+}
+
 constexpr int kRowValues = 3;
 constexpr int kParameters = 4;
 
@@ -34,7 +54,7 @@ struct RowProblem {
   const T* logits;                   // [rows, classes]
   const T* second;                   // [rows, classes] or null: what it is, the program says
   const Acc* row_value[kRowValues];  // [rows] each, or null
-  const int64_t* target;             // [rows], null with soft_target
+  const int64_t* target;             // [rows], null with soft_target or without labels
   const Acc* soft_target;            // [rows, classes] class probabilities, or null
   const Acc* class_weight;           // [classes] or null
   const Acc* sample_weight;          // [rows] or null
@@ -68,7 +88,7 @@ struct RowProblem {
   RC_INLINE Label label() const {
     return soft_target || label_smoothing != Acc(0) ? Label::kSpread : Label::kClass;
   }
-  RC_INLINE bool is_ignored(int64_t row) const { return !soft_target && target[row] == ignore_index; }
+  RC_INLINE bool is_ignored(int64_t row) const { return target && target[row] == ignore_index; }
   RC_INLINE Acc weight_of_row(int64_t row) const {
     return sample_weight ? sample_weight[row] : Acc(1);
   }

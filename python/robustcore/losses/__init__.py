@@ -4,6 +4,8 @@ from . import noise_detection as noise_detection
 from .afm import AFM
 from .comp_sum_loss import CompSumLoss, comp_sum_loss
 from .crossmax import CrossMax, crossmax
+from .energy_weighted_loss import WEAT, energy_weighted_loss
+from .energy_weights import energy_weights
 from .gated_cross_entropy import (
     GatedCrossEntropyLoss,
     gated_cross_entropy,
@@ -16,10 +18,14 @@ from .heteroscedastic_cross_entropy import (
 )
 from .heteroscedastic_head import HeteroscedasticHead, HeteroscedasticLogits
 from .linear_gated_cross_entropy import LinearGatedCrossEntropyLoss, linear_gated_cross_entropy
+from .mixture_cross_entropy import MixtureCrossEntropyLoss, mixture_cross_entropy
+from .mixture_log_softmax import MixtureLogSoftmax, mixture_log_softmax
+from .pair_kl_divergence import PairKLDivergence, pair_kl_divergence
 from .pi_dual import PiDUAL
 from .privileged_information import PrivilegedHead, random_privileged_information
 from .results import GatedCrossEntropyScores, NoiseScores, ShrinkMatchScores
 from .shrink_match_loss import ShrinkMatchLoss, shrink_match_loss, shrink_match_scores
+from .smooth_adversarial_loss import SmoothAdversarialLoss, smooth_adversarial_loss
 from .taylor_cross_entropy import TaylorCrossEntropyLoss, taylor_cross_entropy
 from .tram import TRAM
 from .weights import dro_weights
@@ -27,6 +33,7 @@ from .weights import dro_weights
 __all__ = [
     "AFM",
     "TRAM",
+    "WEAT",
     "CompSumLoss",
     "CrossMax",
     "GatedCrossEntropyLoss",
@@ -35,22 +42,32 @@ __all__ = [
     "HeteroscedasticHead",
     "HeteroscedasticLogits",
     "LinearGatedCrossEntropyLoss",
+    "MixtureCrossEntropyLoss",
+    "MixtureLogSoftmax",
     "NoiseScores",
+    "PairKLDivergence",
     "PiDUAL",
     "PrivilegedHead",
     "ShrinkMatchLoss",
     "ShrinkMatchScores",
+    "SmoothAdversarialLoss",
     "TaylorCrossEntropyLoss",
     "comp_sum_loss",
     "crossmax",
     "dro_weights",
+    "energy_weighted_loss",
+    "energy_weights",
     "gated_cross_entropy",
     "gated_cross_entropy_scores",
     "heteroscedastic_cross_entropy",
     "heteroscedastic_log_probabilities",
     "linear_gated_cross_entropy",
+    "mixture_cross_entropy",
+    "mixture_log_softmax",
+    "pair_kl_divergence",
     "random_privileged_information",
     "shrink_match_loss",
     "shrink_match_scores",
+    "smooth_adversarial_loss",
     "taylor_cross_entropy",
 ]

@@ -39,8 +39,8 @@ class RowLossArguments(NamedTuple):
     """Validated arguments of a loss over N rows of C classes.
 
     ``raw`` are the arguments of its operators: logits [N, C]; second [N, C]; three row values [N];
-    target, int64 [N] or floating [N, C]; weight [C]; sample_weight [N], each but logits and target
-    None where not given; then parameters, ignore_index, label_smoothing, temperature, softcap
+    target, int64 [N] or floating [N, C]; weight [C]; sample_weight [N], each but logits None where
+    not given; then parameters, ignore_index, label_smoothing, temperature, softcap
     (0: none), lse_square, reduction.
     """
 
@@ -53,7 +53,7 @@ class RowLossArguments(NamedTuple):
 def row_loss_arguments(
     op: str,
     logits: tuple[str, Tensor],
-    target: Tensor,
+    target: Tensor | None,
     *,
     second: tuple[str, Tensor] | None = None,
     row_values: tuple[tuple[str, Tensor | None], ...] = (),
@@ -69,6 +69,7 @@ def row_loss_arguments(
     dim: int = -1,
     inplace_gradients: bool = False,
     soft_labels: bool = True,
+    needs_target: bool = True,
 ) -> RowLossArguments:
     """Checks the arguments of the public function ``op``, in the order of design: type, device, ...
 
@@ -77,6 +78,7 @@ def row_loss_arguments(
         logits, second: Name and value of the matrices.
         row_values: Name and value of up to three vectors of one number per row.
         soft_labels: Whether ``target`` may hold class probabilities.
+        needs_target: Whether ``target`` may be None.
     """
     name, first = logits
     check_tensor(op, name, first)
@@ -85,7 +87,8 @@ def row_loss_arguments(
     for row_name, row_value in row_values:
         if row_value is not None:
             check_tensor(op, row_name, row_value)
-    check_tensor(op, "target", target)
+    if target is not None or needs_target:
+        check_tensor(op, "target", target)
     check_int64(op, "ignore_index", ignore_index)
     check_int64(op, "dim", dim)
     check_class_options(op, label_smoothing, reduction, temperature, softcap, lse_square_scale)
@@ -97,7 +100,8 @@ def row_loss_arguments(
     for row_name, row_value in row_values:
         if row_value is not None:
             check_device(op, row_name, row_value, device)
-    check_device(op, "target", target, device)
+    if target is not None:
+        check_device(op, "target", target, device)
 
     check_floating(op, name, first)
     dtype = first.dtype
@@ -117,8 +121,8 @@ def row_loss_arguments(
     for row_name, row_value in row_values:
         if row_value is not None:
             check_floating(op, row_name, row_value)
-    soft = target.dtype is not torch.int64
-    if soft:
+    soft = target is not None and target.dtype is not torch.int64
+    if target is not None and soft:
         _check_soft_target(op, target, soft_labels)
 
     dimensions = first.dim()
@@ -129,17 +133,18 @@ def row_loss_arguments(
         )
     if other is not None and other.shape != first.shape:
         check_shape(op, second[0], other, first.shape)  # type: ignore[index]
-    if soft and target.shape != first.shape:
+    if target is not None and soft and target.shape != first.shape:
         check_shape(op, "target", target, first.shape)
     if dim not in (-1, dimensions - 1):
         first = first.movedim(dim, -1)
         other = None if other is None else other.movedim(dim, -1)
-        target = target.movedim(dim, -1) if soft else target
+        if target is not None and soft:
+            target = target.movedim(dim, -1)
     shape = first.shape[:-1]
     classes = first.shape[-1]
     if classes == 0:
         raise ValueError(f"{op}: {name} must have at least one class, got shape {(*shape, 0)}")
-    if not soft and target.shape != shape:
+    if target is not None and not soft and target.shape != shape:
         check_shape(op, "target", target, shape)
 
     compute = accumulate_dtype(dtype)
@@ -163,12 +168,13 @@ def row_loss_arguments(
         check_floating(op, "sample_weight", sample_weight)
         check_shape(op, "sample_weight", sample_weight, shape)
         sample_weight = sample_weight.to(compute)
-    if soft:
+    if target is not None and soft:
         target = target.to(compute)
     if dimensions != 2:
         first = first.reshape(-1, classes)
         other = None if other is None else other.reshape(-1, classes)
-        target = target.reshape(-1, classes) if soft else target.reshape(-1)
+        if target is not None:
+            target = target.reshape(-1, classes) if soft else target.reshape(-1)
         sample_weight = None if sample_weight is None else sample_weight.reshape(-1)
     raw = (
         first,

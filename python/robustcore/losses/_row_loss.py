@@ -33,10 +33,13 @@ _REDUCTION = 14
 _DIFFERENTIABLE = (_LOGITS, _SECOND, _ROW_VALUE, _ROW_VALUE + 1, _ROW_VALUE + 2, _SAMPLE_WEIGHT)
 
 
-def reference_options(raw: tuple[Any, ...]) -> dict[str, Any]:
-    """The keyword arguments of a reference function from the arguments of an operator."""
+def reference_options(raw: tuple[Any, ...], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keyword arguments of a reference function from the arguments of an operator.
+
+    ``without``: those that the loss does not have.
+    """
     ignore_index, label_smoothing, temperature, softcap, lse_square, reduction = raw[9:]
-    return {
+    options = {
         "weight": raw[_WEIGHT],
         "sample_weight": raw[_SAMPLE_WEIGHT],
         "ignore_index": ignore_index,
@@ -46,6 +49,7 @@ def reference_options(raw: tuple[Any, ...]) -> dict[str, Any]:
         "lse_square_scale": lse_square,
         "reduction": REDUCTION_NAMES[reduction],
     }
+    return {name: value for name, value in options.items() if name not in without}
 
 
 class RowLoss:

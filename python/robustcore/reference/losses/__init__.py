@@ -2,14 +2,20 @@
 
 from .comp_sum_loss import comp_sum_loss
 from .crossmax import crossmax
+from .energy_weighted_loss import energy_weighted_loss
+from .energy_weights import energy_weights
 from .gated_cross_entropy import gated_cross_entropy, gated_cross_entropy_scores
 from .heteroscedastic_cross_entropy import (
     heteroscedastic_cross_entropy,
     heteroscedastic_log_probabilities,
 )
 from .linear_gated_cross_entropy import linear_gated_cross_entropy
+from .mixture_cross_entropy import mixture_cross_entropy
+from .mixture_log_softmax import mixture_log_softmax
+from .pair_kl_divergence import pair_kl_divergence
 from .privileged_information import random_privileged_information
 from .shrink_match_loss import shrink_match_loss, shrink_match_scores
+from .smooth_adversarial_loss import smooth_adversarial_loss
 from .taylor_cross_entropy import taylor_cross_entropy
 from .weights import dro_weights
 
@@ -17,13 +23,19 @@ __all__ = [
     "comp_sum_loss",
     "crossmax",
     "dro_weights",
+    "energy_weighted_loss",
+    "energy_weights",
     "gated_cross_entropy",
     "gated_cross_entropy_scores",
     "heteroscedastic_cross_entropy",
     "heteroscedastic_log_probabilities",
     "linear_gated_cross_entropy",
+    "mixture_cross_entropy",
+    "mixture_log_softmax",
+    "pair_kl_divergence",
     "random_privileged_information",
     "shrink_match_loss",
     "shrink_match_scores",
+    "smooth_adversarial_loss",
     "taylor_cross_entropy",
 ]

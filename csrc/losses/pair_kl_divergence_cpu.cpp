@@ -1,0 +1,7 @@
+#include "losses/pair_kl_divergence.h"
+#include "losses/row_loss_cpu.h"
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
+  using namespace robustcore;
+  register_row_loss<RowLossCpu, PairKlDivergence>(m);
+}
