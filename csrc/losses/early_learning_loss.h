@@ -15,6 +15,7 @@ struct EarlyLearningLoss {
   static constexpr const char* kName = "early_learning_loss";
   static constexpr bool kTakesLabels = true;
   static constexpr int kCaches = 1;
+  static constexpr int kRowValueGradients = 0;
   static constexpr bool kCachesWithoutGradients = true;
   static constexpr bool kUsesState = true;
 
@@ -101,6 +102,7 @@ struct EarlyLearningLoss {
         // The true class is formed in the wide type: p - 1 loses everything in a 16-bit one.
         const Acc own = pushed(of_target, used.at(label.target)) - mass;
         const Acc bend = transform.slope(z.at(label.target));
+        row.synchronize();  // the gradient may take the place of what was read above
         row.write(outputs, label.target, Values<Acc, 1>{{factor * own * bend}},
                   [&](Acc cached, Acc t, Acc in) RC_INLINE_LAMBDA {
                     const Acc probability = softmax.exponential(cached, in) * inverse_total;

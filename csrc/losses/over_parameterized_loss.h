@@ -19,6 +19,8 @@ struct OverParameterizedLoss {
   static constexpr const char* kName = "over_parameterized_loss";
   static constexpr bool kTakesLabels = true;
   static constexpr int kCaches = 1;
+  static constexpr int kRowValueGradients = 1;
+  static constexpr bool kCachesWithoutGradients = true;
   // The label takes part class by class, also where it is one class.
   static constexpr bool kWritesLabelsDown = true;
 
@@ -143,6 +145,7 @@ struct OverParameterizedLoss {
         of_best_class =
             gradients(best_probability, best_label, best_v, z.at(best), Acc(1));
       }
+      row.synchronize();  // a gradient may take the place of what was read above
       row.write(outputs, has_best ? best : int64_t{-1}, of_best_class,
                 [&](Acc cached, Acc y, Acc v, Acc in) RC_INLINE_LAMBDA {
                   const Acc probability = softmax.exponential(cached, in) * inverse_total;
