@@ -24,7 +24,13 @@ __all__ = [
     "select_benchmarks",
 ]
 
-_MODULES = ("losses.gated_cross_entropy", "merging.tall_masks", "pcr.linear_recurrence")
+_MODULES = (
+    "losses.gated_cross_entropy",
+    "losses.early_learning_loss",
+    "losses.over_parameterized_loss",
+    "merging.tall_masks",
+    "pcr.linear_recurrence",
+)
 
 Pass = Literal["forward", "forward+backward"]
 
