@@ -22,10 +22,11 @@ struct EarlyLearningLoss {
   // parameter[0]: beta; parameter[1]: strength.
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
-                           const Options& options) {
+                       const Options& options) {
     const LogitTransform<Acc, Options> transform(p, options);
     const auto z = matrix_row(p, p.logits, i);
-    const auto logit = [&](Acc in) RC_INLINE_LAMBDA { return transform.apply(in); };
+    const auto logit = [&](Acc in)
+    RC_INLINE_LAMBDA { return transform.apply(in); };
     const auto softmax = row.template softmax<0, 0>(
         logit, [](Acc) RC_INLINE_LAMBDA { return Values<Acc, 0>{}; }, z);
     const Acc lse = softmax.lse();

@@ -33,7 +33,9 @@ struct IndexedState {
     return !keeper || (keeper[row] >= 0 && keeper[row] != row) == second_round;
   }
   // Whether a row of this round updates its example's state.
-  RC_INLINE bool updates() const { return keeper && !second_round; }
+  RC_INLINE bool updates() const {
+    return keeper && !second_round;
+  }
   // The state before the row: with updates() the old one.
   RC_INLINE const Acc* source(int64_t row) const {
     if (!index) return of_rows + row * width;

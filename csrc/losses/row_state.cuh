@@ -15,7 +15,7 @@ struct KeeperTable {
   const std::int64_t* target;  // [rows], or null: no row is ignored
   std::int64_t ignore_index;
   std::int64_t rows;
-  std::int64_t* keeper;  // [rows]
+  std::int64_t* keeper;      // [rows]
   unsigned long long* keys;  // [slots] the index, or kFree
   unsigned long long* last;  // [slots] the last row with it, plus one
   std::int64_t slots;        // a power of two, at least twice `rows`

@@ -15,9 +15,9 @@ struct RowStateCuda : RowLossCuda {
     const int64_t slots = row_cuda::keeper_slots(p.rows);
     const Tensor table = fresh(like, {2, slots}, ScalarType::Long);
     auto* words = static_cast<unsigned long long*>(table.mutable_data_ptr());
-    row_cuda::launch_keepers({p.index, p.target, p.ignore_index, p.rows, p.keeper, words,
-                              words + slots, slots},
-                             scope.stream());
+    row_cuda::launch_keepers(
+        {p.index, p.target, p.ignore_index, p.rows, p.keeper, words, words + slots, slots},
+        scope.stream());
   }
 
   static void write_state(const StateWrite& w, const Scope& scope) {

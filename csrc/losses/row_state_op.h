@@ -57,8 +57,8 @@ struct StateRowLossOperators : RowLossOperators<Backend, Program> {
     const RowLossArguments a = Base::arguments(RC_ROW_LOSS_VALUES);
     const StateArguments s = checked(a, state, index, first_example);
     const RowLossResult result(a, accumulate_type(a.logits));
-    const Tensor used = fresh(a.logits, {keep_rows ? a.logits.size(0) : 0, state.size(1)},
-                              state.scalar_type());
+    const Tensor used =
+        fresh(a.logits, {keep_rows ? a.logits.size(0) : 0, state.size(1)}, state.scalar_type());
     const Tensor keeper = keepers(a, s, update);
     Base::template run<RowMode::kLoss>(a, [&](auto& p) {
       result.attach(p);
@@ -106,8 +106,8 @@ struct StateRowLossOperators : RowLossOperators<Backend, Program> {
   }
 
  private:
-  static StateArguments checked(const RowLossArguments& a, const Tensor& state,
-                                const Tensor& index, int64_t first_example) {
+  static StateArguments checked(const RowLossArguments& a, const Tensor& state, const Tensor& index,
+                                int64_t first_example) {
     StateArguments s = state_arguments(kName, a, state, index, first_example);
     Backend::check_index(kName, a, s);
     return s;
@@ -118,10 +118,10 @@ struct StateRowLossOperators : RowLossOperators<Backend, Program> {
     const Tensor keeper = fresh(a.logits, {rows}, ScalarType::Long);
     if (rows > 0) {
       const typename Backend::Scope scope(a.logits);
-      Backend::find_keepers({read_pointer<int64_t>(s.index),
-                             a.is_soft() ? nullptr : read_pointer<int64_t>(a.target),
-                             a.ignore_index, rows, write_pointer<int64_t>(keeper)},
-                            a.logits, scope);
+      Backend::find_keepers(
+          {read_pointer<int64_t>(s.index), a.is_soft() ? nullptr : read_pointer<int64_t>(a.target),
+           a.ignore_index, rows, write_pointer<int64_t>(keeper)},
+          a.logits, scope);
     }
     return keeper;
   }
@@ -182,11 +182,11 @@ void write_state_rows(const Tensor& state, const Tensor& index, int64_t first_ex
   const Tensor indices = made_contiguous(index), keepers = made_contiguous(keeper);
   const Tensor values = made_contiguous(rows);
   const typename Backend::Scope scope(state);
-  Backend::write_state({values.const_data_ptr(), state.mutable_data_ptr(),
-                        read_pointer<int64_t>(indices), read_pointer<int64_t>(keepers), count,
-                        first_example, state.size(0),
-                        state.size(1) * static_cast<int64_t>(state.element_size() / 4)},
-                       scope);
+  Backend::write_state(
+      {values.const_data_ptr(), state.mutable_data_ptr(), read_pointer<int64_t>(indices),
+       read_pointer<int64_t>(keepers), count, first_example, state.size(0),
+       state.size(1) * static_cast<int64_t>(state.element_size() / 4)},
+      scope);
 }
 
 }  // namespace robustcore

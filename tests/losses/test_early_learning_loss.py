@@ -112,9 +112,7 @@ class TestRepeatedExamples:
         state = torch.zeros(examples, 3)
         arguments = (torch.zeros(rows, 3), None, None, None, None, target, None, None)
         options = ([0.7, 3.0], -100, 0.0, 1.0, 0.0, 0.0, 0)
-        _, used, keeper = OPS.early_learning_loss(
-            *arguments, *options, state, index, 0, True, True
-        )
+        _, used, keeper = OPS.early_learning_loss(*arguments, *options, state, index, 0, True, True)
         assert keeper.tolist() == expected
         assert used.shape == (rows, 3)
 
@@ -130,7 +128,8 @@ class TestWhatIsNotWritten:
         assert torch.equal(criterion.state, before)
         state = before.clone()
         again = early_learning_loss(logits, target, index, state, update=False)
-        assert torch.equal(loss, again) and torch.equal(state, before)
+        assert torch.equal(loss, again)
+        assert torch.equal(state, before)
 
     def test_ignored_rows_whose_index_is_anything(self) -> None:
         logits, target, index = batch()
@@ -141,7 +140,8 @@ class TestWhatIsNotWritten:
         kept = torch.arange(9) != 3
         assert int((state.sum(1) > 0).sum()) == 8
         assert (state[index[kept]] > 0).all()
-        assert leaf.grad is not None and (leaf.grad[3] == 0).all()
+        assert leaf.grad is not None
+        assert (leaf.grad[3] == 0).all()
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     @pytest.mark.parametrize("reduction", ["none", "sum"])
@@ -165,7 +165,9 @@ class TestWhatIsNotWritten:
             index[8] = wrong
             for grad in (False, True):
                 state = torch.zeros(18, 12)
-                with pytest.raises(IndexError, match=r"index must be in \[0, 18\), got .* at row 8"):
+                with pytest.raises(
+                    IndexError, match=r"index must be in \[0, 18\), got .* at row 8"
+                ):
                     early_learning_loss(logits.clone().requires_grad_(grad), target, index, state)
                 assert (state == 0).all()
 
@@ -259,7 +261,8 @@ class TestModule:
         assert torch.equal(other.state, criterion.state)
         before = criterion.state.clone()
         criterion.bfloat16()
-        assert criterion.state.dtype == torch.float32 and torch.equal(criterion.state, before)
+        assert criterion.state.dtype == torch.float32
+        assert torch.equal(criterion.state, before)
         criterion(logits.bfloat16(), target, index)
         assert criterion.double().state.dtype == torch.float64
         criterion(logits.double(), target, index)
@@ -278,7 +281,9 @@ class TestModule:
             part.eval()
             part.reduction = "none"
             assert torch.equal(part(logits[held], target[held], index[held]), expected[held])
-            with pytest.raises(IndexError, match=rf"index must be in \[{part.start}, {part.stop}\)"):
+            with pytest.raises(
+                IndexError, match=rf"index must be in \[{part.start}, {part.stop}\)"
+            ):
                 part(logits, target, index)
         parts[1].train()(logits[index >= 7], target[index >= 7], index[index >= 7])
         assert not torch.equal(parts[1].state, whole.state[7:])
@@ -293,10 +298,14 @@ class TestModule:
         moved, plain = torch.zeros(6, 5), torch.zeros(6, 5)
         loss = early_learning_loss(logits, target, index, moved, dim=1, reduction="none")
         flat = early_learning_loss(
-            logits.movedim(1, -1).reshape(6, 5), target.flatten(), index.flatten(), plain,
+            logits.movedim(1, -1).reshape(6, 5),
+            target.flatten(),
+            index.flatten(),
+            plain,
             reduction="none",
         )
-        assert torch.equal(loss, flat.reshape(2, 3)) and torch.equal(moved, plain)
+        assert torch.equal(loss, flat.reshape(2, 3))
+        assert torch.equal(moved, plain)
 
 
 def test_bf16_gradient_of_the_true_class() -> None:
@@ -309,7 +318,8 @@ def test_bf16_gradient_of_the_true_class() -> None:
     early_learning_loss(leaf, target, index, torch.zeros(1, 10), **options).backward()
     state = torch.zeros(1, 10, dtype=torch.float64)
     reference.early_learning_loss(wide, target, index, state, **options).backward()
-    assert leaf.grad is not None and wide.grad is not None
+    assert leaf.grad is not None
+    assert wide.grad is not None
     assert abs(leaf.grad[0, 0].double() / wide.grad[0, 0] - 1) <= 0.005
 
 
@@ -339,7 +349,9 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
 def test_inside_func_transforms_the_update_is_refused() -> None:
     logits, target, index = batch()
     with pytest.raises(NotImplementedError, match="pass update=False"):
-        torch.func.grad(lambda z: early_learning_loss(z, target, index, torch.zeros(18, 12)))(logits)
+        torch.func.grad(lambda z: early_learning_loss(z, target, index, torch.zeros(18, 12)))(
+            logits
+        )
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -360,9 +372,7 @@ def test_opcheck(grad: bool) -> None:
         torch.library.opcheck(backward, (cotangent, *common, *options, used, True, False))
         if reduction and not grad:
             made = OPS.early_learning_loss_with_gradients.default
-            torch.library.opcheck(
-                made, (*common, *options, state, index, 0, True, True, False)
-            )
+            torch.library.opcheck(made, (*common, *options, state, index, 0, True, True, False))
     keeper = torch.arange(9)
     torch.library.opcheck(
         OPS.write_state_rows_.default, (torch.zeros(18, 12), index, 0, keeper, torch.rand(9, 12))

@@ -22,7 +22,7 @@ def _reference(*raw: Any) -> Tensor:
     """With the rows of the state that the loss is to use."""
     from ..reference.losses.early_learning_loss import loss_of_state
 
-    beta, strength = raw[8]
+    _beta, strength = raw[8]
     return loss_of_state(raw[0], raw[5], raw[15], strength=strength, **reference_options(raw[:15]))
 
 
@@ -73,8 +73,8 @@ def early_learning_loss(
         t_i \leftarrow \beta t_i + (1 - \beta) \frac{\tilde p}{\sum_c \tilde p_c}, \qquad
         \ell = v \left( \mathrm{CE}(z, y) + \lambda \log(1 - \langle t_i, \tilde p \rangle) \right)
 
-    with :math:`\tilde p = \mathrm{clamp}(\mathrm{softmax}(z), 10^{-4}, 1 - 10^{-4})` and :math:`t_i`,
-    the running mean of the model's predictions for the example that the row is. The update comes
+    with :math:`\tilde p = \mathrm{clamp}(\mathrm{softmax}(z), 10^{-4}, 1 - 10^{-4})` and
+    :math:`t_i`, the running mean of the model's predictions for the example that the row is. The update comes
     first and is a constant for gradients: :math:`\partial z = p - e + p \odot (a - \langle p, a
     \rangle)` with :math:`a = -\lambda t / (1 - \langle t, \tilde p \rangle)` where :math:`p` is not
     clamped, else 0. The regularisation holds the model to what it predicted before it began to
@@ -129,8 +129,8 @@ def early_learning_loss(
             transforms.
 
     Numerics: 16-bit logits are computed in float32. :math:`1 - \langle t, \tilde p \rangle` is at
-    least about 1e-4 and has the absolute error of a float32 sum near 1, about 1e-7. Same inputs give
-    the same bits for any number of threads.
+    least about 1e-4 and has the absolute error of a float32 sum near 1, about 1e-7. Same inputs
+    give the same bits for any number of threads.
 
     Cost: reads the logits and the rows of the state, writes those rows and, for scalar reductions
     of float32, float64 and bfloat16 in eager mode, the gradient, all in one pass. Otherwise (no
@@ -149,8 +149,8 @@ def early_learning_loss(
         >>> logits = torch.zeros(2, 4, requires_grad=True)
         >>> loss = early_learning_loss(logits, torch.tensor([0, 3]), torch.tensor([7, 8]), state)
         >>> loss.backward()
-        >>> round(loss.item(), 4), state[7].tolist()
-        (1.1527, [0.07500000298023224, 0.07500000298023224, 0.07500000298023224, 0.07500000298023224])
+        >>> round(loss.item(), 4), [round(value, 3) for value in state[7].tolist()]
+        (1.1527, [0.075, 0.075, 0.075, 0.075])
     """
     _check_options(_NAME, beta, strength)
     check_switch(_NAME, "update", update)
@@ -289,7 +289,8 @@ class EarlyLearningLoss(RowLossModule):
     def extra_repr(self) -> str:
         return (
             f"num_examples={self.num_examples}, num_classes={self.num_classes}, beta={self.beta}, "
-            f"strength={self.strength}, start={self.start}, stop={self.stop}, {super().extra_repr()}"
+            f"strength={self.strength}, start={self.start}, stop={self.stop}, "
+            f"{super().extra_repr()}"
         )
 
 

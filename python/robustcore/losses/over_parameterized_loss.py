@@ -114,7 +114,7 @@ def over_parameterized_loss(
         >>> [round(value, 3) for value in loss.tolist()]
         [4.24, 2.18]
     """
-    for name, tensor in (("logits", logits), ("v", v)):
+    for name, tensor in (("logits", logits), ("u", u), ("v", v)):
         check_tensor(_NAME, name, tensor)
     if logits.dtype is not v.dtype and logits.is_floating_point() and v.is_floating_point():
         dtype = torch.promote_types(logits.dtype, v.dtype)
@@ -142,8 +142,8 @@ def over_parameterized_loss(
 class OverParameterizedLoss(RowLossModule):
     r""":func:`over_parameterized_loss` as a module that holds u and v of a data set.
 
-    ``u`` [examples, 1] and ``v`` [examples, C] are parameters, initialised from N(0, std 1e-8). Their
-    gradients are sparse: a batch touches its own rows only, repeated examples add up. Give them to
+    ``u`` [examples, 1] and ``v`` [examples, C] are parameters, drawn from a normal distribution of
+    standard deviation 1e-8. Their gradients are sparse: a batch touches its own rows only, repeated examples add up. Give them to
     plain :class:`torch.optim.SGD` (no momentum, no weight decay), apart from the network's
     optimiser; :meth:`parameter_groups` makes the groups.
 
@@ -220,9 +220,7 @@ class OverParameterizedLoss(RowLossModule):
             u, v = u.movedim(-1, self.dim), v.movedim(-1, self.dim)
         options = self.options()
         del options["weight"]
-        return over_parameterized_loss(
-            logits, target, u, v, sample_weight=sample_weight, **options
-        )
+        return over_parameterized_loss(logits, target, u, v, sample_weight=sample_weight, **options)
 
     def _places(self, index: Tensor, target: Tensor) -> Tensor:
         """Rows of u and v; ignored rows get the first one, as their index may be anything."""

@@ -16,10 +16,8 @@ const std::int64_t* keepers(simt::Arguments& arguments) {
   t.rows = arguments.integer("rows");
   t.keeper = arguments.output<std::int64_t>("keeper");
   t.slots = row_cuda::keeper_slots(t.rows);
-  t.keys = reinterpret_cast<unsigned long long*>(
-      arguments.scratch<std::int64_t>("keys", t.slots));
-  t.last = reinterpret_cast<unsigned long long*>(
-      arguments.scratch<std::int64_t>("last", t.slots));
+  t.keys = reinterpret_cast<unsigned long long*>(arguments.scratch<std::int64_t>("keys", t.slots));
+  t.last = reinterpret_cast<unsigned long long*>(arguments.scratch<std::int64_t>("last", t.slots));
   row_cuda::launch_keepers(t, simt::stream());
   return t.keeper;
 }

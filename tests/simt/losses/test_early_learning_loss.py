@@ -126,7 +126,9 @@ def test_all_passes(simt: Executor, sample: Sample, dtype: torch.dtype) -> None:
 
     # In one pass.
     fused, fused_state, derived = (
-        results(arguments), before.to(compute, copy=True), gradients(arguments)
+        results(arguments),
+        before.to(compute, copy=True),
+        gradients(arguments),
     )
     simt.run(
         "early_learning_loss_with_gradients", **arguments, **fused, **derived, state=fused_state

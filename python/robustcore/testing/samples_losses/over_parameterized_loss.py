@@ -31,6 +31,13 @@ def case() -> OperatorCase:
         "over_parameterized_loss",
         samples,
         differentiable=(0, 2, 3, "sample_weight"),
+        # 1 / q, with q down to 1e-4, multiplies the rounding of p + U - V, whose terms may cancel.
+        gradient_rtol={
+            torch.float32: 1e-4,
+            torch.float64: 1e-12,
+            torch.bfloat16: 2**-8,
+            torch.float16: 2**-11,
+        },
         function=_without_class_weights(losses.over_parameterized_loss),
         reference=_without_class_weights(reference.over_parameterized_loss),
     )
@@ -45,4 +52,7 @@ def samples() -> Iterator[Sample]:
             logits, target = sample.args
             u = torch.randn(logits.shape[:1], generator=generator) * scale
             v = torch.randn(logits.shape, generator=generator) * scale
+            if "small" in sample.name:
+                # Numerical derivatives see v in the first term too, unless it is zero.
+                v.zero_()
             yield Sample(sample.name, (logits, target, u, v), sample.kwargs, sample.differentiable)
