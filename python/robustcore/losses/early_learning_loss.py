@@ -74,8 +74,9 @@ def early_learning_loss(
         \ell = v \left( \mathrm{CE}(z, y) + \lambda \log(1 - \langle t_i, \tilde p \rangle) \right)
 
     with :math:`\tilde p = \mathrm{clamp}(\mathrm{softmax}(z), 10^{-4}, 1 - 10^{-4})` and
-    :math:`t_i`, the running mean of the model's predictions for the example that the row is. The update comes
-    first and is a constant for gradients: :math:`\partial z = p - e + p \odot (a - \langle p, a
+    :math:`t_i`, the running mean of the model's predictions for the example that the row is. The
+    update comes first and is a constant for gradients: :math:`\partial z = p - e + p \odot (a -
+    \langle p, a
     \rangle)` with :math:`a = -\lambda t / (1 - \langle t, \tilde p \rangle)` where :math:`p` is not
     clamped, else 0. The regularisation holds the model to what it predicted before it began to
     memorise wrong labels.
@@ -150,7 +151,7 @@ def early_learning_loss(
         >>> loss = early_learning_loss(logits, torch.tensor([0, 3]), torch.tensor([7, 8]), state)
         >>> loss.backward()
         >>> round(loss.item(), 4), [round(value, 3) for value in state[7].tolist()]
-        (1.1527, [0.075, 0.075, 0.075, 0.075])
+        (1.1524, [0.075, 0.075, 0.075, 0.075])
     """
     _check_options(_NAME, beta, strength)
     check_switch(_NAME, "update", update)

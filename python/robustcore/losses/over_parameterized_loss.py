@@ -112,7 +112,7 @@ def over_parameterized_loss(
         >>> target = torch.tensor([1, 1])
         >>> loss = over_parameterized_loss(logits, target, u, v, reduction="none")
         >>> [round(value, 3) for value in loss.tolist()]
-        [4.24, 2.18]
+        [4.24, 2.176]
     """
     for name, tensor in (("logits", logits), ("u", u), ("v", v)):
         check_tensor(_NAME, name, tensor)
@@ -143,9 +143,9 @@ class OverParameterizedLoss(RowLossModule):
     r""":func:`over_parameterized_loss` as a module that holds u and v of a data set.
 
     ``u`` [examples, 1] and ``v`` [examples, C] are parameters, drawn from a normal distribution of
-    standard deviation 1e-8. Their gradients are sparse: a batch touches its own rows only, repeated examples add up. Give them to
-    plain :class:`torch.optim.SGD` (no momentum, no weight decay), apart from the network's
-    optimiser; :meth:`parameter_groups` makes the groups.
+    standard deviation 1e-8. Their gradients are sparse: a batch touches its own rows only, repeated
+    examples add up. Give them to plain :class:`torch.optim.SGD` (no momentum, no weight decay),
+    apart from the network's optimiser; :meth:`parameter_groups` makes the groups.
 
     Args:
         num_examples: Examples of the data set.
