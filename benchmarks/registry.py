@@ -34,6 +34,8 @@ _MODULES = (
     "losses.mixture_log_softmax",
     "losses.pair_kl_divergence",
     "losses.smooth_adversarial_loss",
+    "losses.early_learning_loss",
+    "losses.over_parameterized_loss",
     "merging.tall_masks",
     "pcr.linear_recurrence",
 )

@@ -33,6 +33,31 @@ void define_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
 }
 
+// A row loss with an indexed state [examples, C] (csrc/losses/row_state_op.h): index int64 [N] says
+// which example a row is, first_example which one the state begins with.
+void define_state_row_loss(Library& m, const std::string& name) {
+  const std::string given = ", Tensor index, int first_example, bool update";
+  const std::string needs = ", bool needs_logits, bool needs_second";
+  const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+  const std::string arguments = "Tensor logits, " + kRowLossArguments;
+  // The loss, the state that each row used [N, C], and for each row the one that updates its
+  // example [N] (see write_state_rows_). Changes nothing.
+  m.def((name + "(" + arguments + ", Tensor state" + given +
+         ", bool keep_rows) -> (Tensor, Tensor, Tensor)")
+            .c_str());
+  m.def((name + "_backward(Tensor grad_loss, " + arguments + ", Tensor used" + needs + ") -> (" +
+         gradients)
+            .c_str());
+  m.def((name + "_with_gradients(" + arguments + ", Tensor(c!) state" + given + needs +
+         ") -> (Tensor, " + gradients)
+            .c_str());
+  std::string written = "Tensor(a!) logits, " + kRowLossArguments;
+  written.replace(written.find("Tensor? second"), 14, "Tensor(b!)? second");
+  m.def((name + "_with_gradients_(" + written + ", Tensor(c!) state" + given + needs +
+         ") -> (Tensor, " + gradients)
+            .c_str());
+}
+
 // The loss, then log softmax(logits)[target] [N] and argmax [N].
 void define_row_loss_scores(Library& m, const std::string& name) {
   m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
@@ -121,6 +146,12 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
             .c_str());
   // 1 / log(1 + exp |logsumexp(logits)|) of each row; no derivative. [N, C] to [N].
   m.def("energy_weights(Tensor logits) -> Tensor");
+  define_state_row_loss(m, "early_learning_loss");
+  define_row_loss(m, "over_parameterized_loss");
+  // state[index[i] - first_example] = rows[i] for the rows i with keeper[i] = i.
+  m.def(
+      "write_state_rows_(Tensor(a!) state, Tensor index, int first_example, Tensor keeper, "
+      "Tensor rows) -> ()");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

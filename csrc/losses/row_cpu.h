@@ -164,6 +164,64 @@ class Row {
     return result;
   }
 
+  // sums<kCount> of all values of f but its first, which becomes out[c] (null: it is dropped). `out`
+  // may be what a stream reads.
+  template <int kCount, class F, class... Streams>
+  RC_INLINE Values<Acc, kCount> sums_with_update(Acc* out, F&& f, const Streams&... streams) const {
+    Acc sum[kCount][kWhole] = {};
+    const auto add = [&](Acc (&lanes)[kCount + 1][kWhole], const auto& kept) RC_INLINE_LAMBDA {
+      for (int k = 0; k < kCount; ++k) {
+        RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += kept.keep(l, lanes[k + 1][l]);
+      }
+    };
+    // The last group is read first and stored last: it may overlap what the groups before it write.
+    Acc last[kCount + 1][kWhole];
+    const int count = static_cast<int>(classes);
+    const bool has_tail = whole_ < classes;
+    if (has_tail && whole_ > 0) {
+      const int64_t first = classes - kWhole;
+      evaluate(last, Consecutive{first}, f, streams...);
+      add(last, SomeLanes<Acc>::from(static_cast<int>(whole_ - first)));
+    } else if (has_tail) {
+      evaluate(last, Repeated{count - 1}, f, streams...);
+      add(last, SomeLanes<Acc>::before(count));
+    }
+    for (int64_t c = 0; c < whole_; c += kWhole) {
+      Acc lanes[kCount + 1][kWhole];
+      evaluate(lanes, Consecutive{c}, f, streams...);
+      add(lanes, EveryLane<Acc>{});
+      if (out) store_group(out, Consecutive{c}, lanes[0]);
+    }
+    if (out && has_tail && whole_ > 0) {
+      store_group(out, Consecutive{classes - kWhole}, last[0]);
+    } else if (out && has_tail) {
+      store_group(out, Repeated{count - 1}, last[0]);
+    }
+    Values<Acc, kCount> result;
+    for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);
+    return result;
+  }
+
+  // The first class whose values satisfy f; `classes` where none does.
+  template <class F, class... Streams>
+  RC_INLINE int64_t first(F&& f, const Streams&... streams) const {
+    for (int64_t c = 0; c < whole_; c += kWhole) {
+      int found = 0;
+      RC_SIMD for (int l = 0; l < kWhole; ++l) found |= f(streams.at(c + l)...) ? 1 : 0;
+      if (!found) continue;
+      for (int l = 0; l < kWhole; ++l) {
+        if (f(streams.at(c + l)...)) return c + l;
+      }
+    }
+    for (int64_t c = whole_; c < classes; ++c) {
+      if (f(streams.at(c)...)) return c;
+    }
+    return classes;
+  }
+
+  // Behind it, all threads of the row have read and written what they had to.
+  RC_INLINE void synchronize() const {}
+
   // Maximum, and sums of exp(h - maximum) and of its products with weights; h = logit(values),
   // weights = weight(values), which returns Values<Acc, kWeighted>. The exponentials are left in
   // caches[kCache] where that is given.

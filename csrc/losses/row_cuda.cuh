@@ -176,6 +176,59 @@ class Row {
     return reduce(sum, JoinSums{});
   }
 
+  // The written values are there for all threads of the row.
+  template <int kCount, class F, class... Streams>
+  __device__ __forceinline__ Values<Acc, kCount> sums_with_update(Acc* out, F&& f,
+                                                                  const Streams&... streams) const {
+    Values<Acc, kCount> sum;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) sum.value[k] = Acc(0);
+    for_each([&](std::int64_t c, auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      with_loaded<Acc, kWidth>(
+          c,
+          [&](const auto&... in) {
+#pragma unroll
+            for (int l = 0; l < kWidth; ++l) {
+              const Values<Acc, kCount + 1> of_class = f(in.lanes[l]...);
+              if (out) out[c + l] = of_class.value[0];
+#pragma unroll
+              for (int k = 0; k < kCount; ++k) sum.value[k] += of_class.value[k + 1];
+            }
+          },
+          streams...);
+    });
+    sum = reduce(sum, JoinSums{});
+    synchronize();
+    return sum;
+  }
+
+  template <class F, class... Streams>
+  __device__ __forceinline__ std::int64_t first(F&& f, const Streams&... streams) const {
+    std::int64_t place = classes;
+    for_each([&](std::int64_t c, auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      with_loaded<Acc, kWidth>(
+          c,
+          [&](const auto&... in) {
+#pragma unroll
+            for (int l = 0; l < kWidth; ++l) {
+              if (c + l < place && f(in.lanes[l]...)) place = c + l;
+            }
+          },
+          streams...);
+    });
+    return reduce(place, [](std::int64_t a, std::int64_t b) { return a < b ? a : b; });
+  }
+
+  __device__ __forceinline__ void synchronize() const {
+    if constexpr (kThreads == kWarpSize) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  }
+
   // In a single pass over the row. kCache is the CPU's.
   template <int kWeighted, int kCache, class Logit, class Weight, class... Streams>
   __device__ __forceinline__ Softmax<Acc, kWeighted, Logit> softmax(

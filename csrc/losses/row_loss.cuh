@@ -57,6 +57,15 @@ __device__ __forceinline__ void zero_gradients(const RowProblem<T>& p, std::int6
   });
 }
 
+// An ignored row uses no state; what stands for it in the batch is zero.
+template <class T>
+__device__ __forceinline__ void zero_state(const RowProblem<T>& p, std::int64_t row, int thread,
+                                           int threads) {
+  if (p.state.updated || !p.state.index || !p.state.of_rows) return;
+  accumulate_t<T>* const of_row = p.state.of_rows + row * p.state.width;
+  for (std::int64_t c = thread; c < p.state.width; c += threads) of_row[c] = 0;
+}
+
 // The maximum with its place, and the softmax's total.
 template <class Acc>
 struct BestClass {
@@ -120,13 +129,18 @@ __global__ void __launch_bounds__(
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * rows_per_block +
                         static_cast<int>(threadIdx.x) / kThreads;
        i < p.rows; i += stride) {
+    if constexpr (kHasState<Program>) {
+      if (!p.state.is_of_this_round(i)) continue;
+    }
     const bool ignored = p.is_ignored(i);
     RC_DEVICE_ASSERT(ignored || !p.target || (p.target[i] >= 0 && p.target[i] < p.classes));
     if constexpr (kMode == RowMode::kScores) row_scores<T, kThreads>(p, i, thread);
     Acc loss = Acc(0);
     if (ignored) {
       if constexpr (kGradients) zero_gradients(p, i, thread, kThreads);
+      if constexpr (kHasState<Program>) zero_state(p, i, thread, kThreads);
     } else {
+      if constexpr (kHasState<Program>) RC_DEVICE_ASSERT(p.state.is_in_range(i));  // index
       const Acc weight = p.weight_of_row(i);
       const Acc incoming = kGradients ? p.incoming(i) : Acc(0);
       const Row<T, kThreads> row(p.classes, i * p.classes, thread);
@@ -180,17 +194,30 @@ inline std::int64_t row_blocks(std::int64_t rows, std::int64_t rows_per_block) {
   return blocks < (std::int64_t{1} << 30) ? blocks : std::int64_t{1} << 30;
 }
 
-// A pass with everything around it: denominator, rows, scalar loss.
 template <class Program, RowMode kMode, class T>
-void launch_row_loss(const RowProblem<T>& p, cudaStream_t stream) {
+void launch_rows(const RowProblem<T>& p, cudaStream_t stream) {
   constexpr int kRowsPerBlock = kWarpBlock / kWarpSize;
-  simt::launch<row_loss_denominator_kernel<T>>(1, kBlock, stream, p);
   if (p.classes * static_cast<std::int64_t>(sizeof(T)) <= kWarpRowBytes) {
     simt::launch<row_loss_kernel<Program, T, kWarpSize, kMode>>(row_blocks(p.rows, kRowsPerBlock),
                                                                 kWarpBlock, stream, p);
   } else {
     simt::launch<row_loss_kernel<Program, T, kBlock, kMode>>(row_blocks(p.rows, 1), kBlock, stream,
                                                              p);
+  }
+}
+
+// A pass with everything around it: denominator, rows, scalar loss.
+template <class Program, RowMode kMode, class T>
+void launch_row_loss(const RowProblem<T>& p, cudaStream_t stream) {
+  simt::launch<row_loss_denominator_kernel<T>>(1, kBlock, stream, p);
+  launch_rows<Program, kMode>(p, stream);
+  if constexpr (kHasState<Program>) {
+    // Whether a row is left for it, only the device knows.
+    if (p.state.keeper) {
+      RowProblem<T> rest = p;
+      rest.state.second_round = true;
+      launch_rows<Program, kMode>(rest, stream);
+    }
   }
   if (p.loss && p.reduction != Reduction::kNone) {
     simt::launch<row_loss_reduce_kernel<T>>(1, kBlock, stream, p);

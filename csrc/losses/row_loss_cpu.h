@@ -32,6 +32,13 @@ RC_INLINE void zero_gradients(const RowProblem<T>& p, int64_t i) {
   if (p.grad_sample_weight) p.grad_sample_weight[i] = 0;
 }
 
+// An ignored row uses no state; what stands for it in the batch is zero.
+template <class T>
+RC_INLINE void zero_state(const RowProblem<T>& p, int64_t i) {
+  if (p.state.updated || !p.state.index || !p.state.of_rows) return;
+  for (int64_t c = 0; c < p.state.width; ++c) p.state.of_rows[i * p.state.width + c] = 0;
+}
+
 // log softmax(logits)[target] and argmax; as torch.argmax, the first of equals, NaN above all.
 template <class T, class Acc = accumulate_t<T>>
 RC_INLINE void row_scores(const RowProblem<T>& p, int64_t i) {
@@ -54,6 +61,8 @@ RC_INLINE void row_scores(const RowProblem<T>& p, int64_t i) {
   p.log_probability[i] = p.is_ignored(i) ? std::numeric_limits<Acc>::quiet_NaN()
                                          : to_accumulate(logits[p.target[i]]) - lse;
 }
+template <class Program>
+constexpr bool kWritesLabels = requires { requires Program::kWritesLabelsDown; };
 
 // Where a program may keep rows of the wide type between walks: the row of a gradient, where that has
 // this type and is not the input itself, or else scratch memory of this thread.
@@ -101,16 +110,20 @@ template <class Program, class Options, class T>
 RC_TARGET_CLONES void run_rows(const RowProblem<T>& p, const Options& options, int64_t begin,
                                int64_t end) {
   using Acc = accumulate_t<T>;
-  constexpr bool kSpread = Options::label() == Label::kSpread;
-  Caches<Program::kCaches, T> caches(p, kSpread);
+  constexpr bool kScratch = Options::label() == Label::kSpread || kWritesLabels<Program>;
+  Caches<Program::kCaches, T> caches(p, kScratch);
   for (int64_t i = begin; i < end; ++i) {
+    if constexpr (kHasState<Program>) {
+      if (!p.state.is_of_this_round(i)) continue;
+    }
     if (p.predicted) row_scores(p, i);
     Acc loss = 0;
     const Acc weight = p.weight_of_row(i);
     if (p.is_ignored(i)) {
       zero_gradients(p, i);
+      if constexpr (kHasState<Program>) zero_state(p, i);
     } else {
-      const Row<Acc> row(p.classes, caches.of_row(i, kSpread), caches.scratch());
+      const Row<Acc> row(p.classes, caches.of_row(i, kScratch), caches.scratch());
       const Acc incoming = p.incoming(i);
       loss = Program::template run<true>(row, p, i, incoming * weight, options);
       if (p.grad_sample_weight) p.grad_sample_weight[i] = incoming * loss;
@@ -156,6 +169,29 @@ struct RowLossCpu {
   template <class Program, RowMode kMode, class T>
   static void run(const RowProblem<T>& p, const Scope&) {
     write_denominator(p);
+    run_round<Program, kMode>(p);
+    if constexpr (kHasState<Program>) {
+      if (has_second_round(p)) {
+        RowProblem<T> rest = p;
+        rest.state.second_round = true;
+        run_round<Program, kMode>(rest);
+      }
+    }
+    if (p.loss && p.reduction != Reduction::kNone) reduce_rows(p);
+  }
+
+ private:
+  template <class T>
+  static bool has_second_round(const RowProblem<T>& p) {
+    if (!p.state.keeper) return false;
+    for (int64_t i = 0; i < p.rows; ++i) {
+      if (p.state.keeper[i] >= 0 && p.state.keeper[i] != i) return true;
+    }
+    return false;
+  }
+
+  template <class Program, RowMode kMode, class T>
+  static void run_round(const RowProblem<T>& p) {
     const auto for_all_rows = [&](const auto& options) {
       parallel_rows(p.rows, p.classes, [&](int64_t begin, int64_t end) {
         using Options = std::decay_t<decltype(options)>;
@@ -167,10 +203,8 @@ struct RowLossCpu {
     } else {
       for_all_rows(KnownOptions<Label::kClass, false>{});
     }
-    if (p.loss && p.reduction != Reduction::kNone) reduce_rows(p);
   }
 
- private:
   // Both sums run in double and in row order: the same bits for any number of threads.
   template <class T>
   static void write_denominator(const RowProblem<T>& p) {

@@ -126,6 +126,7 @@ struct RowLossResult {
 };
 
 using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using LossAndGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Gradients of a row loss for logits, second, the row values and sample_weight; those that are not
 // wanted are empty.
@@ -199,14 +200,56 @@ struct RowLossOperators {
     return {result.loss, log_probability, predicted};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> with_gradients(
-      RC_ROW_LOSS_PARAMETERS, bool needs_logits, bool needs_second) {
-    return loss_and_gradients(arguments(RC_ROW_LOSS_VALUES), needs_logits, needs_second, false);
+  static LossAndGradients with_gradients(RC_ROW_LOSS_PARAMETERS, bool needs_logits,
+                                         bool needs_second) {
+    return loss_and_gradients(arguments(RC_ROW_LOSS_VALUES), needs_logits, needs_second, false,
+                              [](auto&) {});
   }
 
   // The same; the gradients of the matrices, empty in the result, are written over the matrices.
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> with_gradients_in_place(
-      RC_ROW_LOSS_PARAMETERS, bool needs_logits, bool needs_second) {
+  static LossAndGradients with_gradients_in_place(RC_ROW_LOSS_PARAMETERS, bool needs_logits,
+                                                  bool needs_second) {
+    return loss_over_matrices(arguments_in_place(RC_ROW_LOSS_VALUES), needs_logits, needs_second,
+                              [](auto&) {});
+  }
+
+  static GradientTuple backward(const Tensor& grad_loss, RC_ROW_LOSS_PARAMETERS, bool needs_logits,
+                                bool needs_second) {
+    return gradients_of(grad_loss, arguments(RC_ROW_LOSS_VALUES), needs_logits, needs_second,
+                        [](auto&) {});
+  }
+
+ protected:
+  // What the program asks of the label.
+  static RowLossArguments checked(RC_ROW_LOSS_PARAMETERS) {
+    RowLossArguments a = row_loss_arguments(kName, RC_ROW_LOSS_VALUES);
+    RC_CHECK(a.target || !needs_target<Program>(), kName, ": target must be given");
+    RC_CHECK(Program::kTakesLabels || (!a.is_soft() && label_smoothing == 0), kName,
+             ": the label must be a class, without label smoothing");
+    return a;
+  }
+
+  static RowLossArguments arguments(RC_ROW_LOSS_PARAMETERS) {
+    return Backend::prepare(kName, checked(RC_ROW_LOSS_VALUES));
+  }
+
+  template <class Extend>
+  static LossAndGradients loss_and_gradients(const RowLossArguments& a, bool needs_logits,
+                                             bool needs_second, bool in_place, Extend&& extend) {
+    RC_CHECK(a.reduction != Reduction::kNone, kName, "_with_gradients: reduction must be 1 or 2");
+    const ScalarType type = accumulate_type(a.logits);
+    const RowLossResult result(a, type);
+    const RowLossGradients gradients(a, type, Program::kRowValueGradients, needs_logits,
+                                     needs_second, in_place);
+    run<RowMode::kGradients>(a, [&](auto& p) {
+      result.attach(p);
+      gradients.attach(p);
+      extend(p);
+    });
+    return std::tuple_cat(std::tuple<Tensor>(result.loss), gradients.tuple());
+  }
+
+  static RowLossArguments arguments_in_place(RC_ROW_LOSS_PARAMETERS) {
     RowLossArguments a = checked(RC_ROW_LOSS_VALUES);
     RC_CHECK(logits.is_contiguous() && (!second || second->is_contiguous()), kName,
              "_with_gradients_: logits must be contiguous");
@@ -214,16 +257,22 @@ struct RowLossOperators {
     a = Backend::prepare(kName, std::move(a));
     RC_CHECK(a.logits.const_data_ptr() == given.const_data_ptr(), kName,
              "_with_gradients_: logits must start on a 16-byte boundary");
-    auto result = loss_and_gradients(a, needs_logits, needs_second, true);
+    return a;
+  }
+
+  template <class Extend>
+  static LossAndGradients loss_over_matrices(const RowLossArguments& a, bool needs_logits,
+                                             bool needs_second, Extend&& extend) {
+    LossAndGradients result = loss_and_gradients(a, needs_logits, needs_second, true, extend);
     const auto none = [&] { return fresh(a.logits, {0, 0}, a.logits.scalar_type()); };
     std::get<1>(result) = none();
     std::get<2>(result) = none();
     return result;
   }
 
-  static GradientTuple backward(const Tensor& grad_loss, RC_ROW_LOSS_PARAMETERS, bool needs_logits,
-                                bool needs_second) {
-    const RowLossArguments a = arguments(RC_ROW_LOSS_VALUES);
+  template <class Extend>
+  static GradientTuple gradients_of(const Tensor& grad_loss, const RowLossArguments& a,
+                                    bool needs_logits, bool needs_second, Extend&& extend) {
     const ScalarType type = accumulate_type(a.logits);
     check_type(kName, "grad_loss", grad_loss, type);
     check_numel(kName, "grad_loss", grad_loss,
@@ -235,36 +284,9 @@ struct RowLossOperators {
     run<RowMode::kGradients>(a, [&]<class T>(RowProblem<T>& p) {
       gradients.attach(p);
       p.grad_loss = read_pointer<accumulate_t<T>>(incoming);
+      extend(p);
     });
     return gradients.tuple();
-  }
-
- private:
-  static RowLossArguments arguments(RC_ROW_LOSS_PARAMETERS) {
-    return Backend::prepare(kName, checked(RC_ROW_LOSS_VALUES));
-  }
-
-  // What the program asks of the label.
-  static RowLossArguments checked(RC_ROW_LOSS_PARAMETERS) {
-    RowLossArguments a = row_loss_arguments(kName, RC_ROW_LOSS_VALUES);
-    RC_CHECK(a.target || !needs_target<Program>(), kName, ": target must be given");
-    RC_CHECK(Program::kTakesLabels || (!a.is_soft() && label_smoothing == 0), kName,
-             ": the label must be a class, without label smoothing");
-    return a;
-  }
-
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> loss_and_gradients(
-      const RowLossArguments& a, bool needs_logits, bool needs_second, bool in_place) {
-    RC_CHECK(a.reduction != Reduction::kNone, kName, "_with_gradients: reduction must be 1 or 2");
-    const ScalarType type = accumulate_type(a.logits);
-    const RowLossResult result(a, type);
-    const RowLossGradients gradients(a, type, Program::kRowValueGradients, needs_logits,
-                                     needs_second, in_place);
-    run<RowMode::kGradients>(a, [&](auto& p) {
-      result.attach(p);
-      gradients.attach(p);
-    });
-    return std::tuple_cat(std::tuple<Tensor>(result.loss), gradients.tuple());
   }
 
   // One pass; `extend` adds to the problem what the pass is to write.

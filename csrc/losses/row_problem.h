@@ -10,6 +10,7 @@
 
 #include "common/float16.h"
 #include "common/macros.h"
+#include "losses/indexed_state.h"
 
 namespace robustcore {
 
@@ -80,6 +81,8 @@ struct RowProblem {
   T* grad_second;                   // [rows, classes] or null; may be `second` itself
   Acc* grad_row_value[kRowValues];  // [rows] each, or null
   Acc* grad_sample_weight;          // [rows] or null
+
+  IndexedState<Acc> state;  // for programs that have one
 
   // Scores for finding wrong labels (RowMode::kScores).
   Acc* log_probability;  // [rows] log softmax(logits)[target]

@@ -10,10 +10,15 @@ import torch
 
 from robustcore.losses._arguments import RowLossArguments
 from robustcore.losses._row_loss import ROW_LOSSES, RowLoss
+from robustcore.losses._state_loss import StateRowLoss
 from robustcore.testing import OperatorCase, Sample
 from robustcore.testing.samples_losses import operator_cases
 
 CASES = {case.name: case for case in operator_cases() if case.name in ROW_LOSSES}
+# Losses with a state have operators with more arguments, and tests of their own for those.
+STATELESS = {
+    name: case for name, case in CASES.items() if not isinstance(ROW_LOSSES[name], StateRowLoss)
+}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from losses.row_loss_cases import CASES, named, raw_arguments, samples_of, small
+from losses.row_loss_cases import CASES, STATELESS, named, raw_arguments, samples_of, small
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import robustcore
@@ -20,6 +20,7 @@ from robustcore.testing import OperatorCase, Sample, assert_matches, check_sampl
 OPS = torch.ops.robustcore
 
 every_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+every_stateless_loss = pytest.mark.parametrize("case", STATELESS.values(), ids=STATELESS.keys())
 
 
 def test_every_row_loss_has_a_case() -> None:
@@ -246,7 +247,7 @@ class TestTransforms:
 
 class TestRawOperators:
     @pytest.mark.parametrize("grad", [False, True])
-    @every_loss
+    @every_stateless_loss
     def test_opcheck(self, case: OperatorCase, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         # Class probabilities without a reduction, and a scalar loss of class indices.
         raw = list(raw_arguments(case, small(case)[2 if grad else 1], monkeypatch))
@@ -266,7 +267,7 @@ class TestRawOperators:
             in_place = getattr(OPS, case.name + "_with_gradients_").default
             torch.library.opcheck(in_place, (*raw, True, raw[1] is not None))
 
-    @every_loss
+    @every_stateless_loss
     def test_a_raw_call_is_differentiable(
         self, case: OperatorCase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -278,21 +279,21 @@ class TestRawOperators:
         (actual,) = torch.autograd.grad(loss, raw[0])
         assert_matches(actual, torch.autograd.grad(expected, raw[0])[0], rtol=1e-9, atol=1e-12)
 
-    @every_loss
+    @every_stateless_loss
     def test_what_has_no_derivative_is_refused_not_dropped(
         self, case: OperatorCase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         raw = list(raw_arguments(case, small(case)[1], monkeypatch))
-        if raw[6] is not None:  # not every loss has class weights
-            raw[6] = raw[6].clone().requires_grad_()
-            with pytest.raises(RuntimeError, match="weight has no derivative"):
-                getattr(OPS, case.name)(*raw).backward()
+        weight = torch.ones(raw[0].shape[1]) if raw[6] is None else raw[6]
+        raw[6] = weight.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="weight has no derivative"):
+            getattr(OPS, case.name)(*raw).backward()
         made = getattr(OPS, case.name + "_with_gradients")
         raw[0] = raw[0].clone().requires_grad_()
         with pytest.raises(RuntimeError, match="returns gradients and has none itself"):
             made(*raw, True, False)[0].backward()
 
-    @every_loss
+    @every_stateless_loss
     def test_wrong_raw_arguments_are_refused(
         self, case: OperatorCase, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,6 +4,7 @@ from . import noise_detection as noise_detection
 from .afm import AFM
 from .comp_sum_loss import CompSumLoss, comp_sum_loss
 from .crossmax import CrossMax, crossmax
+from .early_learning_loss import EarlyLearningLoss, early_learning_loss
 from .energy_weighted_loss import WEAT, energy_weighted_loss
 from .energy_weights import energy_weights
 from .gated_cross_entropy import (
@@ -20,6 +21,7 @@ from .heteroscedastic_head import HeteroscedasticHead, HeteroscedasticLogits
 from .linear_gated_cross_entropy import LinearGatedCrossEntropyLoss, linear_gated_cross_entropy
 from .mixture_cross_entropy import MixtureCrossEntropyLoss, mixture_cross_entropy
 from .mixture_log_softmax import MixtureLogSoftmax, mixture_log_softmax
+from .over_parameterized_loss import OverParameterizedLoss, over_parameterized_loss
 from .pair_kl_divergence import PairKLDivergence, pair_kl_divergence
 from .pi_dual import PiDUAL
 from .privileged_information import PrivilegedHead, random_privileged_information
@@ -36,6 +38,7 @@ __all__ = [
     "WEAT",
     "CompSumLoss",
     "CrossMax",
+    "EarlyLearningLoss",
     "GatedCrossEntropyLoss",
     "GatedCrossEntropyScores",
     "HeteroscedasticCrossEntropyLoss",
@@ -45,6 +48,7 @@ __all__ = [
     "MixtureCrossEntropyLoss",
     "MixtureLogSoftmax",
     "NoiseScores",
+    "OverParameterizedLoss",
     "PairKLDivergence",
     "PiDUAL",
     "PrivilegedHead",
@@ -55,6 +59,7 @@ __all__ = [
     "comp_sum_loss",
     "crossmax",
     "dro_weights",
+    "early_learning_loss",
     "energy_weighted_loss",
     "energy_weights",
     "gated_cross_entropy",
@@ -64,6 +69,7 @@ __all__ = [
     "linear_gated_cross_entropy",
     "mixture_cross_entropy",
     "mixture_log_softmax",
+    "over_parameterized_loss",
     "pair_kl_divergence",
     "random_privileged_information",
     "shrink_match_loss",

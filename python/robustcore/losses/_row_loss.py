@@ -28,6 +28,7 @@ _LOGITS, _SECOND, _ROW_VALUE, _TARGET, _WEIGHT, _SAMPLE_WEIGHT = 0, 1, 2, 5, 6, 
 _TENSORS = 8
 _ROW_VALUES = 3
 _ARGUMENTS = 15
+_IGNORE_INDEX = 9
 _REDUCTION = 14
 # The tensors that can have a gradient, in the order in which the operators return them.
 _DIFFERENTIABLE = (_LOGITS, _SECOND, _ROW_VALUE, _ROW_VALUE + 1, _ROW_VALUE + 2, _SAMPLE_WEIGHT)
@@ -171,7 +172,7 @@ class RowLoss:
                 filled = list(tensors)
                 for place, tensor in zip(present, inputs):
                     filled[place] = tensor
-                return self.reference(*filled, *ctx.options).to(grad_loss.dtype)
+                return self._reference_loss(filled, ctx.options).to(grad_loss.dtype)
 
             return torch.func.vjp(loss, *inputs)[1](grad_loss)
 
@@ -188,7 +189,40 @@ class RowLoss:
         places: list[Any] = [None] * _ARGUMENTS
         for place, gradient in zip(present, by_input[1:]):
             places[place] = gradient
-        return (by_input[0], *places, None, None)
+        return (by_input[0], *places, *(None,) * (len(ctx.needs_input_grad) - 1 - len(places)))
+
+    def _reference_loss(self, tensors: list[Any], options: tuple[Any, ...]) -> Tensor:
+        return self.reference(*tensors, *options)
+
+    # What the gradient in the forward pass asks for; a loss with a state answers differently.
+
+    def saved_by_forward(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The tensors to save for a second backward pass, and the other arguments."""
+        return args[:_TENSORS], args[_TENSORS:]
+
+    def run_with_gradients(
+        self, args: tuple[Any, ...], needs: Any, in_place: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The loss and its gradients from the arguments of the forward operator."""
+        operator = self.with_gradients_in_place if in_place else self.with_gradients
+        return operator(*args, needs[_LOGITS], needs[_SECOND])
+
+    def gradients_again(
+        self, saved: tuple[Any, ...], options: tuple[Any, ...], needs: Any
+    ) -> tuple[Tensor, ...]:
+        """The gradients once more, with the same bits."""
+        return self.run_with_gradients((*saved, *options), needs)[1:]
+
+    def gradients_of(
+        self, grad_loss: Tensor, saved: tuple[Any, ...], options: tuple[Any, ...], needs: Any
+    ) -> tuple[Tensor, ...]:
+        """The gradients as a differentiable function."""
+        return self.backward(grad_loss, *saved, *options, needs[_LOGITS], needs[_SECOND])
+
+    @staticmethod
+    def keeps_gradients() -> bool:
+        """Whether another backward pass must get these gradients without computing them again."""
+        return False
 
     def _fake_gradients(self, args: tuple[Any, ...], in_place: bool = False) -> tuple[Tensor, ...]:
         logits = args[_LOGITS]
@@ -274,12 +308,12 @@ def _gradient_in_forward(loss: RowLoss) -> Any:
             needs = ctx.needs_input_grad[1:]
             ctx.needs = needs
             ctx.in_place = in_place and _may_overwrite(args)
-            ctx.options = args[_TENSORS:]
+            saved, ctx.options = loss.saved_by_forward(args)
             if ctx.in_place:
                 result = _overwrite(loss, args, needs)
             else:
-                result = loss.with_gradients(*args, needs[_LOGITS], needs[_SECOND])
-                ctx.save_for_backward(*args[:_TENSORS])
+                result = loss.run_with_gradients(args, needs)
+                ctx.save_for_backward(*saved)
             ctx.gradients = list(result[1:])
             return result[0]
 
@@ -295,14 +329,11 @@ def _gradient_in_forward(loss: RowLoss) -> Any:
                     )
                 saved = ctx.saved_tensors
                 if transformed:
-                    gradients = loss.backward(
-                        grad_loss, *saved, *ctx.options, ctx.needs[_LOGITS], ctx.needs[_SECOND]
-                    )
+                    gradients = loss.gradients_of(grad_loss, saved, ctx.options, ctx.needs)
                     return (None, *loss.by_argument(ctx.needs, gradients))
-                # The same operator again, for the same bits.
-                _, *gradients = loss.with_gradients(
-                    *saved, *ctx.options, ctx.needs[_LOGITS], ctx.needs[_SECOND]
-                )
+                gradients = loss.gradients_again(saved, ctx.options, ctx.needs)
+            elif not ctx.in_place and loss.keeps_gradients():
+                ctx.gradients = [gradient.clone() for gradient in gradients]
             # On the CPU looking at the factor is cheaper than a call; elsewhere the kernel looks.
             if not grad_loss.is_cpu or grad_loss.item() != 1.0:
                 scale_(gradients, grad_loss)
@@ -328,9 +359,7 @@ def _may_overwrite(args: tuple[Any, ...]) -> bool:
 
 def _overwrite(loss: RowLoss, args: tuple[Any, ...], needs: Any) -> list[Tensor]:
     matrices = [None if m is None else m.detach() for m in args[:2]]
-    result = list(
-        loss.with_gradients_in_place(*matrices, *args[2:], needs[_LOGITS], needs[_SECOND])
-    )
+    result = list(loss.run_with_gradients((*matrices, *args[2:]), needs, in_place=True))
     for place in (_LOGITS, _SECOND):
         if needs[place]:
             # Whoever saved the logits for a backward pass of its own must be told.

@@ -2,6 +2,7 @@
 
 from .comp_sum_loss import comp_sum_loss
 from .crossmax import crossmax
+from .early_learning_loss import early_learning_loss
 from .energy_weighted_loss import energy_weighted_loss
 from .energy_weights import energy_weights
 from .gated_cross_entropy import gated_cross_entropy, gated_cross_entropy_scores
@@ -12,6 +13,7 @@ from .heteroscedastic_cross_entropy import (
 from .linear_gated_cross_entropy import linear_gated_cross_entropy
 from .mixture_cross_entropy import mixture_cross_entropy
 from .mixture_log_softmax import mixture_log_softmax
+from .over_parameterized_loss import over_parameterized_loss
 from .pair_kl_divergence import pair_kl_divergence
 from .privileged_information import random_privileged_information
 from .shrink_match_loss import shrink_match_loss, shrink_match_scores
@@ -23,6 +25,7 @@ __all__ = [
     "comp_sum_loss",
     "crossmax",
     "dro_weights",
+    "early_learning_loss",
     "energy_weighted_loss",
     "energy_weights",
     "gated_cross_entropy",
@@ -32,6 +35,7 @@ __all__ = [
     "linear_gated_cross_entropy",
     "mixture_cross_entropy",
     "mixture_log_softmax",
+    "over_parameterized_loss",
     "pair_kl_divergence",
     "random_privileged_information",
     "shrink_match_loss",

@@ -92,6 +92,7 @@ def label_loss(
     lse_square_scale: float,
     reduction: str,
     result: Tensor,
+    extra: Tensor | None = None,
 ) -> Tensor:
     """Label weights times a function of the log-probabilities, summed over the classes.
 
@@ -108,4 +109,6 @@ def label_loss(
     rows = (label * value(log_probability).masked_fill(absent, 0.0)).sum(-1)
     if lse_square_scale != 0.0:
         rows = rows + lse_square_scale * logits.logsumexp(-1).square()
+    if extra is not None:
+        rows = rows + extra.masked_fill(ignored, 0.0)
     return reduced(rows, target, ignored, weight, sample_weight, reduction, result)

@@ -41,14 +41,13 @@ def row_case(
             torch.float16: 4e-6,
         },
     }
+    functions = {"function": getattr(losses, name), "reference": getattr(reference, name)}
     return OperatorCase(
         name=name,
         family="losses",
-        function=getattr(losses, name),
-        reference=getattr(reference, name),
         samples=samples,
         differentiable=differentiable,
-        **(fields | changes),
+        **(functions | fields | changes),
     )
 
 

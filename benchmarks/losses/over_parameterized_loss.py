@@ -1,0 +1,109 @@
+"""over_parameterized_loss against what people write today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..accuracy import errors_with_gradients
+from ..contestants import compiled
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..targets import Target
+from .early_learning_loss import _size
+
+
+def plain(logits: Tensor, target: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The loss as published code writes it, after the rows of u and v have been gathered."""
+    eps = 1e-4
+    label = F.one_hot(target, logits.shape[1]).to(logits.dtype)
+    gain = torch.clamp(u.square() * label, 0, 1)
+    loss = torch.clamp(v.square() * (1 - label), 0, 1)
+    prediction = torch.clamp(F.softmax(logits, dim=1) + gain - loss.detach(), min=eps)
+    prediction = torch.clamp(F.normalize(prediction, p=1, eps=eps), min=eps, max=1.0)
+    chosen = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+    squares = F.mse_loss(chosen + gain - loss, label, reduction="sum") / len(label)
+    return torch.mean(-torch.sum(label * torch.log(prediction), dim=-1)) + squares
+
+
+class OverParameterizedLoss(Benchmark):
+    family = "losses"
+    operator = "over_parameterized_loss"
+    passes = ("forward+backward",)
+    sizes: Sequence[Size] = (
+        _size(128, 10, "small", quick=True),
+        _size(1024, 100, "medium", quick=True),
+        _size(4096, 1000, "large"),
+        _size(65536, 1024, "large", devices=("cuda",)),
+    )
+    targets = (
+        *(
+            Target(
+                f"at least {bound} times {against}",
+                f"speedup:{kind}",
+                bound,
+                size,
+                "forward+backward",
+            )
+            for kind, against, bounds in (
+                ("eager", "as fast as eager", (1, 5)),
+                ("compiled", "as fast as torch.compile", (1, 2)),
+            )
+            for size, bound in zip(("[128, 10]", "[4096, 1000]"), bounds)
+        ),
+        Target(
+            "fp32 error at most 4 times that of eager",
+            "error_ratio",
+            4.0,
+            at_least=False,
+            device="",
+        ),
+        *(
+            Target(label, metric, bound, "[65536, 1024]", "forward+backward", device="cuda")
+            for label, metric, bound in (
+                ("at least 4 times as fast as eager", "speedup:eager", 4.0),
+                ("at least 1.2 times as fast as torch.compile", "speedup:compiled", 1.2),
+            )
+        ),
+    )
+
+    def inputs(self, case: Case, seed: int) -> Inputs:
+        rows, classes = case.size.dimensions["rows"], case.size.dimensions["classes"]
+        generator = torch.Generator(case.device).manual_seed(seed)
+        options = {"generator": generator, "device": case.device}
+        logits = (3 * torch.randn(rows, classes, **options)).requires_grad_()
+        u = (0.1 * torch.randn(rows, 1, **options)).requires_grad_()
+        v = (0.1 * torch.randn(rows, classes, **options)).requires_grad_()
+        target = torch.randint(classes, (rows,), **options)
+        return Inputs((logits, target, u, v), (logits, u, v))
+
+    def contestants(self, case: Case) -> Sequence[Callable[[], Contestant]]:
+        from robustcore.losses import over_parameterized_loss
+
+        return (
+            lambda: Contestant("robustcore", "operator", over_parameterized_loss),
+            lambda: Contestant("eager", "eager", plain),
+            lambda: compiled(plain),
+        )
+
+    def least_bytes(self, case: Case) -> LeastBytes:
+        """Logits and v are read once, their gradients are written once."""
+        rows, classes = case.size.dimensions["rows"], case.size.dimensions["classes"]
+        matrix = rows * classes * 4
+        return LeastBytes(2 * matrix + 12 * rows, 2 * matrix + 4 * rows)
+
+    def accuracy(self, device: str, quick: bool) -> Sequence[Accuracy]:
+        from robustcore.losses import over_parameterized_loss
+
+        rows = []
+        for size in self.sizes[: 2 if quick else 3]:
+            inputs = self.inputs(Case(size, "forward+backward", device), 0)
+            names = ("loss", "logit gradient", "u gradient", "v gradient")
+            errors = errors_with_gradients(over_parameterized_loss, plain, plain, inputs, names)
+            rows.append(Accuracy(size.label, errors))
+        return rows
+
+
+benchmark = OverParameterizedLoss()

@@ -1,0 +1,8 @@
+#include "losses/over_parameterized_loss.h"
+
+#include "losses/row_loss_cpu.h"
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
+  using namespace robustcore;
+  register_row_loss<RowLossCpu, OverParameterizedLoss>(m);
+}

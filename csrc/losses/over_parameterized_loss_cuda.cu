@@ -1,0 +1,8 @@
+#include "losses/over_parameterized_loss.h"
+
+#include "losses/row_loss_cuda.h"
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CUDA, m) {
+  using namespace robustcore;
+  register_row_loss<RowLossCuda, OverParameterizedLoss>(m);
+}
