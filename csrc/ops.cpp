@@ -32,6 +32,11 @@ void define_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
 }
 
+// One value per row that is no loss: the same signature, reduction 0.
+void define_row_values(Library& m, const std::string& name) {
+  m.def((name + "(Tensor logits, " + kRowLossArguments + ") -> Tensor").c_str());
+}
+
 // The loss, then log softmax(logits)[target] [N] and argmax [N].
 void define_row_loss_scores(Library& m, const std::string& name) {
   m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
@@ -45,6 +50,12 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   define_row_loss(m, "gated_cross_entropy");
   define_row_loss_scores(m, "gated_cross_entropy");
   define_row_loss(m, "comp_sum_loss");
+  define_row_loss(m, "symmetric_cross_entropy");
+  define_row_loss(m, "normalized_cross_entropy");
+  define_row_loss(m, "spherical_z_loss");
+  define_row_loss(m, "ldr_kl_loss");
+  define_row_loss(m, "aldr_kl_loss");
+  define_row_values(m, "aldr_kl_temperature");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

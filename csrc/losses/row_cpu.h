@@ -164,6 +164,36 @@ class Row {
     return result;
   }
 
+  // As sums(); f returns kKept values more, which kept<kFirst>(), ... give back in later walks.
+  template <int kCount, int kKept, int kFirst, class F, class... Streams>
+  RC_INLINE Values<Acc, kCount> sums_keeping(F&& f, const Streams&... streams) const {
+    Acc sum[kCount][kWhole] = {};
+    for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
+      Acc terms[kCount + kKept][kWhole];
+      RC_SIMD for (int l = 0; l < kWhole; ++l) {
+        const Values<Acc, kCount + kKept> of_class = f(streams.at(place.at(l))...);
+        for (int k = 0; k < kCount + kKept; ++k) terms[k][l] = of_class.value[k];
+      }
+      for (int k = 0; k < kCount; ++k) {
+        RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
+      }
+      for (int k = 0; k < kKept; ++k) {
+        store(caches[kFirst + k], place,
+              [&](int l) RC_INLINE_LAMBDA { return terms[kCount + k][l]; });
+      }
+    });
+    Values<Acc, kCount> result;
+    for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);
+    return result;
+  }
+
+  // Whether kept<k>() has values; where not (CUDA), they are computed again.
+  static constexpr bool kKeeps = true;
+  template <int k>
+  RC_INLINE MatrixRow<Acc> kept() const {
+    return {caches[k]};
+  }
+
   // Maximum, and sums of exp(h - maximum) and of its products with weights; h = logit(values),
   // weights = weight(values), which returns Values<Acc, kWeighted>. The exponentials are left in
   // caches[kCache] where that is given.

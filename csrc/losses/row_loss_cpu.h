@@ -122,10 +122,12 @@ RC_TARGET_CLONES void run_rows(const RowProblem<T>& p, const Options& options, i
 }
 
 // Calls f with the options of a call as a compile-time constant. A soft-cap is rarer than a label that is
-// spread over classes, and a single class can be written as one.
-template <class T, class F>
+// spread over classes, and a single class can be written as one. kCaps: whether the loss has a soft-cap.
+template <bool kCaps, class T, class F>
 void with_options(const RowProblem<T>& p, F&& f) {
-  if (p.softcap != 0) return f(KnownOptions<Label::kSpread, true>{});
+  if constexpr (kCaps) {
+    if (p.softcap != 0) return f(KnownOptions<Label::kSpread, true>{});
+  }
   if (p.label() == Label::kSpread) return f(KnownOptions<Label::kSpread, false>{});
   return f(KnownOptions<Label::kClass, false>{});
 }
@@ -161,7 +163,8 @@ struct RowLossCpu {
       });
     };
     if constexpr (Program::kTakesLabels) {
-      row_cpu::with_options(p, for_all_rows);
+      constexpr bool kCaps = !requires { Program::kNeverCapped; };
+      row_cpu::with_options<kCaps>(p, for_all_rows);
     } else {
       for_all_rows(KnownOptions<Label::kClass, false>{});
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,10 +12,23 @@ from ._arguments import check_class_options, check_switch
 __all__ = ["RowLossModule"]
 
 
+_DEFAULTS = {
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "temperature": 1.0,
+    "softcap": None,
+    "lse_square_scale": 0.0,
+    "dim": -1,
+    "inplace_gradients": False,
+}
+
+
 class RowLossModule(nn.Module):
     """Keeps and checks the options of a loss over rows of logits; ``weight`` is a buffer."""
 
     weight: Tensor | None
+    #: Options that the loss does not have.
+    absent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -51,10 +64,13 @@ class RowLossModule(nn.Module):
         self.reduction = reduction
         self.dim = dim
         self.inplace_gradients = inplace_gradients
+        for option in self.absent:
+            if getattr(self, option) != _DEFAULTS.get(option):
+                raise TypeError(f"{name}: has no option {option}")
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
-        return {
+        options = {
             "weight": self.weight,
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
@@ -65,20 +81,12 @@ class RowLossModule(nn.Module):
             "dim": self.dim,
             "inplace_gradients": self.inplace_gradients,
         }
+        return {name: value for name, value in options.items() if name not in self.absent}
 
     def extra_repr(self) -> str:
-        defaults = {
-            "ignore_index": -100,
-            "label_smoothing": 0.0,
-            "temperature": 1.0,
-            "softcap": None,
-            "lse_square_scale": 0.0,
-            "dim": -1,
-            "inplace_gradients": False,
-        }
         shown = [
             f"{name}={getattr(self, name)}"
-            for name, default in defaults.items()
+            for name, default in _DEFAULTS.items()
             if getattr(self, name) != default
         ]
         return ", ".join([f"reduction={self.reduction!r}", *shown])

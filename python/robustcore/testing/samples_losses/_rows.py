@@ -58,6 +58,7 @@ def row_samples(
     sizes: tuple[tuple[int, int], ...] = _SIZES,
     brief: bool = False,
     extra: Callable[[int, int, torch.Generator], tuple[torch.Tensor, ...]] | None = None,
+    without: tuple[str, ...] = (),
     **kwargs: Any,
 ) -> Iterator[Sample]:
     """Sizes, options, layouts and extreme logits.
@@ -67,6 +68,7 @@ def row_samples(
         sizes: Rows and classes.
         brief: Only the sizes, and all options at once.
         extra: Makes the positional arguments between logits and target from rows and classes.
+        without: Options that the loss does not have; ``class probabilities`` is one of them.
         kwargs: Passed with every sample.
     """
 
@@ -85,13 +87,14 @@ def row_samples(
         target = torch.randint(classes, (rows,), generator=generator)
         ignored = options.pop("ignored", ())
         target[list(ignored)] = options.get("ignore_index", -100)
-        if soft:
+        if soft and "class probabilities" not in without:
             target = torch.softmax(torch.randn(rows, classes, generator=generator), 1)
         if options.pop("weighted_classes", False):
             options["weight"] = torch.rand(classes, generator=generator) + 0.1
         if options.pop("weighted_samples", False):
             options["sample_weight"] = torch.rand(rows, generator=generator) * 2
-        return Sample(prefix + name, (logits, *others, target), {**kwargs, **options})
+        offered = {key: value for key, value in options.items() if key not in without}
+        return Sample(prefix + name, (logits, *others, target), {**kwargs, **offered})
 
     everything: dict[str, Any] = {
         "label_smoothing": 0.1,
@@ -122,13 +125,18 @@ def row_samples(
         return
     for reduction in ("none", "sum"):
         yield make(f"reduction {reduction}", 17, 33, reduction=reduction)
-    yield make("class weights", 9, 12, weighted_classes=True)
     yield make("sample weights", 9, 12, weighted_samples=True)
-    yield make("label smoothing", 9, 12, label_smoothing=0.2)
-    yield make("class probabilities", 9, 12, soft=True)
-    yield make("temperature", 9, 12, temperature=0.5)
-    yield make("soft-cap", 9, 12, softcap=2.0)
-    yield make("squared logsumexp", 9, 12, lse_square_scale=0.1)
+    alone: dict[str, tuple[str, dict[str, Any]]] = {
+        "weight": ("class weights", {"weighted_classes": True}),
+        "label_smoothing": ("label smoothing", {"label_smoothing": 0.2}),
+        "class probabilities": ("class probabilities", {"soft": True}),
+        "temperature": ("temperature", {"temperature": 0.5}),
+        "softcap": ("soft-cap", {"softcap": 2.0}),
+        "lse_square_scale": ("squared logsumexp", {"lse_square_scale": 0.1}),
+    }
+    for option, (name, given) in alone.items():
+        if option not in without:
+            yield make(name, 9, 12, **given)
     yield make("ignored rows", 9, 12, ignored=(0, 3, 8))
     yield make("another ignore_index", 9, 12, ignored=(2,), ignore_index=-1)
     yield make("every row ignored", 4, 6, ignored=(0, 1, 2, 3))
