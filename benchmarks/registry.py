@@ -24,7 +24,16 @@ __all__ = [
     "select_benchmarks",
 ]
 
-_MODULES = ("losses.gated_cross_entropy", "merging.tall_masks", "pcr.linear_recurrence")
+_MODULES = (
+    "losses.gated_cross_entropy",
+    "losses.symmetric_cross_entropy",
+    "losses.normalized_cross_entropy",
+    "losses.spherical_z_loss",
+    "losses.ldr_kl_loss",
+    "losses.aldr_kl_loss",
+    "merging.tall_masks",
+    "pcr.linear_recurrence",
+)
 
 Pass = Literal["forward", "forward+backward"]
 

@@ -119,9 +119,8 @@ RC_INLINE float inverse_hyperbolic_tangent_ratio(float square) {
   return q * square + 1.0f;
 }
 
-// log(x) for positive normal x, and +inf, and NaN; relative error below 3e-7, absolute below 1e-7
-// near
-// 1. Branch-free, for loops that are to be vectorised.
+// log(x) for positive normal x, +inf and NaN, relative error below 3e-7 in float. Branch-free, for
+// loops that are to be vectorised.
 RC_INLINE float logarithm_of_normal(float x) {
 #if defined(__CUDA_ARCH__)
   return logf(x);

@@ -31,6 +31,6 @@ def samples() -> Iterator[Sample]:
         )
     generator = torch.Generator().manual_seed(7)
     for sample in row_samples("lam per row: ", sizes=((9, 21),), brief=True, without=_ABSENT):
-        lam = torch.rand(sample.args[0].shape[0], generator=generator) * 5 + 5
-        yield Sample(sample.name, sample.args, {**sample.kwargs, "lam": lam})
+        of_rows = torch.rand(sample.args[0].shape[0], generator=generator) * 5 + 5
+        yield Sample(sample.name, sample.args, {**sample.kwargs, "lam": of_rows})
     yield Sample("rows of zeros", (torch.zeros(6, 9), torch.arange(6)), {"reduction": "none"})

@@ -46,7 +46,7 @@ def samples() -> Iterator[Sample]:
         )
     generator = torch.Generator().manual_seed(6)
     for sample in row_samples("lam per row: ", sizes=((9, 21),), brief=True, without=_ABSENT):
-        lam = torch.rand(sample.args[0].shape[0], generator=generator) + 0.5
-        yield Sample(sample.name, sample.args, {**sample.kwargs, "lam": lam})
+        of_rows = torch.rand(sample.args[0].shape[0], generator=generator) + 0.5
+        yield Sample(sample.name, sample.args, {**sample.kwargs, "lam": of_rows})
     low = torch.randn(6, 9, generator=generator) - 1000
     yield Sample("logits near -1000", (low, torch.arange(6)), {"reduction": "none"})
