@@ -16,6 +16,7 @@
 // 0, <ds, b> may be taken of b - max b.
 #pragma once
 
+#include "common/choose.h"
 #include "common/exp.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -46,7 +47,7 @@ struct SoftplusScores {
     const Acc scaled = exponential(-magnitude - shift);  // z >= 0 only where shift is 0
     const SoftplusParts<Acc> parts = softplus_parts(scaled * scale);
     const Acc b = (z > Acc(0) ? z : Acc(0)) + scaled * parts.ratio;
-    return {{b, z < Acc(0) ? scaled * parts.inverse : parts.inverse}};
+    return {{b, parts.inverse * choose(z < Acc(0), scaled, Acc(1))}};
   }
   RC_INLINE Acc b(Acc z) const { return both(z)[0]; }
   RC_INLINE Acc slope(Acc z) const { return both(z)[1]; }
@@ -71,8 +72,8 @@ struct AbsoluteScores {
   RC_INLINE Acc slope(Acc) const { return Acc(1); }
   static RC_INLINE Acc size(Acc b) { return b < Acc(0) ? -b : b; }
   static RC_INLINE Acc slope_of_size(Acc z, Acc) {
-    const Acc sign = z < Acc(0) ? Acc(-1) : z > Acc(0) ? Acc(1) : Acc(0);
-    return is_masked_logit(z) ? Acc(0) : sign;
+    const Acc sign = choose(z < Acc(0), Acc(-1), zero_if(!(z > Acc(0)), Acc(1)));
+    return zero_if(is_masked_logit(z), sign);
   }
   // What keeps the temperature from leaving its centre l0: -(a log K / 2 l0) (temperature - l0)^2.
   template <class T>
@@ -105,8 +106,8 @@ struct NormalizedScores {
           const Values<Acc, 2> both = scores.both(z);
           Values<Acc, 2 + Scores::kKept> terms{};
           const Acc size = Scores::size(both[0]);
-          terms.value[0] = is_masked_logit(z) ? Acc(0) : size;
-          terms.value[1] = is_masked_logit(z) ? Acc(0) : Acc(1);
+          terms.value[0] = zero_if(is_masked_logit(z), size);
+          terms.value[1] = zero_if(is_masked_logit(z), Acc(1));
           for (int k = 0; k < Scores::kKept; ++k) terms.value[2 + k] = both[k];
           return terms;
         },
@@ -121,7 +122,7 @@ struct NormalizedScores {
   // b - top, not positive, and exactly 0 for the largest logit.
   RC_INLINE Acc below_top(Acc b, Acc z) const {
     const Acc below = b - top;
-    return below > Acc(0) || z == largest ? Acc(0) : below;
+    return zero_if((below > Acc(0)) | (z == largest), below);
   }
   template <bool kKeeps>
   RC_INLINE Acc b(Acc kept, Acc z) const {
@@ -162,15 +163,15 @@ struct LabelDistributionLoss {
     // exp((s - max s) / temperature)
     const auto exponential_of = [&](Acc b, Acc z) RC_INLINE_LAMBDA {
       const Acc e = exponential(steepness * scores.below_top(b, z));
-      return z == scores.largest ? Acc(1) : is_masked_logit(z) ? Acc(0) : e;
+      return choose(z == scores.largest, Acc(1), zero_if(is_masked_logit(z), e));
     };
     const auto sums = row.template sums_keeping<3, 1, kExponentials>(
         [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
           const Acc b = scores.template b<kKeeps>(kept, z);
           const Acc e = exponential_of(b, z), along = e * scores.below_top(b, z);
           const bool is_top = z == scores.largest;
-          return Values<Acc, 4>{{is_top ? Acc(0) : e, is_top ? Acc(1) : Acc(0),
-                                 is_top || is_masked_logit(z) ? Acc(0) : along, e}};
+          return Values<Acc, 4>{{zero_if(is_top, e), zero_if(!is_top, Acc(1)),
+                                 zero_if(is_top | is_masked_logit(z), along), e}};
         },
         kept_b, logits);
     const Acc inverse_total = Acc(1) / (sums[0] + sums[1]);
@@ -183,14 +184,14 @@ struct LabelDistributionLoss {
 
     // Of a label: 1 - u / U, v, and the loss.
     const auto complement = [&](Acc probability, Acc z) RC_INLINE_LAMBDA {
-      return one_top && z == scores.largest ? others : Acc(1) - probability;
+      return choose(one_top & (z == scores.largest), others, Acc(1) - probability);
     };
     const auto relieved = [&](Acc probability, Acc rest) RC_INLINE_LAMBDA {
       return rest + probability * relief;
     };
     const auto loss_of = [&](Acc below, Acc v, Acc log_v) RC_INLINE_LAMBDA {
       // Margins that are many temperatures high: only the label itself is left of v.
-      const Acc log_relieved = v > smallest<Acc>() ? log_v : -margin * inverse_temperature;
+      const Acc log_relieved = choose(v > smallest<Acc>(), log_v, -margin * inverse_temperature);
       return margin - scores.factor * below + temperature * (log_mean + log_relieved) + penalty;
     };
 
@@ -240,12 +241,12 @@ struct LabelDistributionLoss {
           const Acc probability = (kKeeps ? kept_e : exponential_of(b, z)) * inverse_total;
           const Acc v = relieved(probability, complement(probability, z));
           const Acc below = scores.below_top(b, z);
-          const Acc value = t * (is_masked_logit(z) ? kInfinite
-                                                    : loss_of(below, v, logarithm_of_normal(v)));
-          const Acc pull = v == Acc(0) ? Acc(0) : t / v, moment = pull * below;
+          const Acc cost = loss_of(below, v, logarithm_of_normal(v));
+          const Acc value = t * choose(is_masked_logit(z), kInfinite, cost);
           const bool absent = t == Acc(0);
-          return Values<Acc, 3>{{absent ? Acc(0) : value, absent ? Acc(0) : pull,
-                                 absent || is_masked_logit(z) ? Acc(0) : moment}};
+          const Acc pull = zero_if(absent | (v == Acc(0)), t / v), moment = pull * below;
+          return Values<Acc, 3>{
+              {zero_if(absent, value), pull, zero_if(is_masked_logit(z), moment)}};
         },
         weights, kept_b, kept_exponential, logits);
     if constexpr (kGradients) {
@@ -255,7 +256,7 @@ struct LabelDistributionLoss {
                   const Acc e = kKeeps ? kept : exponential_of(scores.scores.b(z), z);
                   const Acc probability = e * inverse_total;
                   const Acc rest = complement(probability, z), v = relieved(probability, rest);
-                  const Acc own = v == Acc(0) || t == Acc(0) ? Acc(0) : t / v;
+                  const Acc own = zero_if((v == Acc(0)) | (t == Acc(0)), t / v);
                   const Acc ds = probability * (labels[1] - own) - own * rest;
                   return gradient(ds, scores.template slope<kKeeps>(slope, z), z, pull);
                 },
@@ -297,7 +298,7 @@ struct AldrKlTemperature {
     const Acc steepness = scores.factor / p.row_value[0][i];
     const auto exponential_of = [&](Acc z) RC_INLINE_LAMBDA {
       const Acc e = exponential(steepness * scores.below_top(z, z));
-      return z == scores.largest ? Acc(1) : is_masked_logit(z) ? Acc(0) : e;
+      return choose(z == scores.largest, Acc(1), zero_if(is_masked_logit(z), e));
     };
     const auto total = row.template sums_keeping<1, 1, 0>(
         [&](Acc z) RC_INLINE_LAMBDA {
@@ -309,8 +310,7 @@ struct AldrKlTemperature {
     const auto entropy = row.template sums<1>(
         [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
           const Acc q = (Row::kKeeps ? kept : exponential_of(z)) * inverse_total + kFloor;
-          const Acc term = q * logarithm_of_normal(q);
-          return Values<Acc, 1>{{is_masked_logit(z) ? Acc(0) : term}};
+          return Values<Acc, 1>{{zero_if(is_masked_logit(z), q * logarithm_of_normal(q))}};
         },
         row.template kept<0>(), logits);
     const Acc mass = Acc(1) + scores.count * kFloor;

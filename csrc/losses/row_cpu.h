@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "common/exp.h"
 #include "common/macros.h"
@@ -104,6 +105,15 @@ struct Softmax {
   }
 };
 
+// Calls f(integral_constant<int, k>) for k = 0 .. kCount - 1. Loops over more than two are left as they
+// are by the compiler, and then nothing around them is vectorised.
+template <int kCount, class F>
+RC_INLINE void unrolled(F&& f) {
+  [&]<int... k>(std::integer_sequence<int, k...>) RC_INLINE_LAMBDA {
+    (f(std::integral_constant<int, k>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
 // A row whose classes do not fill the last group ends with a group that begins with lanes that the
 // group before it counted already: visiting a class twice costs less than handling the rest one by one.
 template <class Acc>
@@ -153,11 +163,11 @@ class Row {
       Acc terms[kCount][kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
         const Values<Acc, kCount> of_class = f(streams.at(place.at(l))...);
-        for (int k = 0; k < kCount; ++k) terms[k][l] = of_class.value[k];
+        unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA { terms[k][l] = of_class.value[k]; });
       }
-      for (int k = 0; k < kCount; ++k) {
+      unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
         RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
-      }
+      });
     });
     Values<Acc, kCount> result;
     for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);
@@ -172,15 +182,16 @@ class Row {
       Acc terms[kCount + kKept][kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
         const Values<Acc, kCount + kKept> of_class = f(streams.at(place.at(l))...);
-        for (int k = 0; k < kCount + kKept; ++k) terms[k][l] = of_class.value[k];
+        unrolled<kCount + kKept>([&](auto k)
+                                     RC_INLINE_LAMBDA { terms[k][l] = of_class.value[k]; });
       }
-      for (int k = 0; k < kCount; ++k) {
+      unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
         RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
-      }
-      for (int k = 0; k < kKept; ++k) {
+      });
+      unrolled<kKept>([&](auto k) RC_INLINE_LAMBDA {
         store(caches[kFirst + k], place,
               [&](int l) RC_INLINE_LAMBDA { return terms[kCount + k][l]; });
-      }
+      });
     });
     Values<Acc, kCount> result;
     for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);

@@ -9,6 +9,7 @@
 // A constant row is standardised to zeros, and its gradient is 0.
 #pragma once
 
+#include "common/choose.h"
 #include "common/exp.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -31,7 +32,7 @@ struct Standardized {
     const auto sums = row.template sums<2>(
         [&](Acc z) RC_INLINE_LAMBDA {
           const Acc below = z - largest;
-          return Values<Acc, 2>{{is_masked(z) ? Acc(0) : below, is_masked(z) ? Acc(0) : Acc(1)}};
+          return Values<Acc, 2>{{zero_if(is_masked(z), below), zero_if(is_masked(z), Acc(1))}};
         },
         logits);
     inverse_count = Acc(1) / sums[1];
@@ -45,8 +46,7 @@ struct Standardized {
     const auto squares = row.template sums<1>(
         [&](Acc z) RC_INLINE_LAMBDA {
           const Acc deviation = (z - largest - mean) * inverse_unit;
-          const Acc square = deviation * deviation;
-          return Values<Acc, 1>{{is_masked(z) ? Acc(0) : square}};
+          return Values<Acc, 1>{{zero_if(is_masked(z), deviation * deviation)}};
         },
         logits);
     const Acc variance = squares[0] * inverse_count;
@@ -90,11 +90,11 @@ struct SphericalZLoss {
           [&](Acc t, Acc z) RC_INLINE_LAMBDA {
             const Acc s = standard.at(z), excess = sharpness * (location - s);
             const bool absent = t == Acc(0), masked = Standardized<Acc>::is_masked(z);
-            const Acc value = masked ? static_cast<Acc>(__builtin_huge_val())
-                                     : t * (softplus(excess) / sharpness);
+            const Acc cost = t * (softplus(excess) / sharpness);
+            const Acc value = choose(masked, static_cast<Acc>(__builtin_huge_val()), cost);
             const Acc slope = t * logistic_pair(excess).value, moment = slope * s;
-            return Values<Acc, 3>{{absent ? Acc(0) : value, absent || masked ? Acc(0) : slope,
-                                   absent || masked ? Acc(0) : moment}};
+            return Values<Acc, 3>{{zero_if(absent, value), zero_if(absent | masked, slope),
+                                   zero_if(absent | masked, moment)}};
           },
           weights, logits);
       loss = sums[0];
@@ -110,8 +110,7 @@ struct SphericalZLoss {
         row.write(outputs, label.target, Values<Acc, 1>{{scale * (even + s * along - pull)}},
                   [&](Acc z) RC_INLINE_LAMBDA {
                     const Acc gradient = scale * (even + standard.at(z) * along);
-                    return Values<Acc, 1>{
-                        {Standardized<Acc>::is_masked(z) ? Acc(0) : gradient}};
+                    return Values<Acc, 1>{{zero_if(Standardized<Acc>::is_masked(z), gradient)}};
                   },
                   logits);
       } else {
@@ -120,8 +119,7 @@ struct SphericalZLoss {
                     const Acc s = standard.at(z);
                     const Acc own = t * logistic_pair(sharpness * (location - s)).value;
                     const Acc gradient = scale * (even + s * along - own);
-                    return Values<Acc, 1>{
-                        {Standardized<Acc>::is_masked(z) ? Acc(0) : gradient}};
+                    return Values<Acc, 1>{{zero_if(Standardized<Acc>::is_masked(z), gradient)}};
                   },
                   weights, logits);
       }

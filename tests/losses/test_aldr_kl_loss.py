@@ -86,6 +86,17 @@ def test_rows_of_zeros_have_no_gradient() -> None:
     assert torch.equal(gradient, torch.zeros(2, 5))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4, 1e30])
+def test_gradients_scale_inversely(scale: float) -> None:
+    base, target = torch.randn(8, 30), torch.arange(8)
+    gradients = []
+    for logits, unit in ((base.double(), 1.0), (base * scale, scale)):
+        leaf = logits.clone().requires_grad_()
+        aldr_kl_loss(leaf, target, 2.0, reduction="sum").backward()
+        gradients.append(leaf.grad.double() * unit)  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=2e-6)
+
+
 def test_bfloat16_gradient_of_a_dominating_label() -> None:
     logits = torch.full((1, 10), 0.1)
     logits[0, 3] = 9.0

@@ -44,6 +44,17 @@ def test_shift_and_scale_change_nothing() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4, 1e30])
+def test_gradients_scale_inversely(scale: float) -> None:
+    base, target = torch.randn(8, 30), torch.arange(8)
+    gradients = []
+    for logits, unit in ((base.double(), 1.0), (base * scale, scale)):
+        leaf = logits.clone().requires_grad_()
+        spherical_z_loss(leaf, target, reduction="sum").backward()
+        gradients.append(leaf.grad.double() * unit)  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=2e-6)
+
+
 def test_a_large_offset_costs_no_digits_in_float32() -> None:
     small = torch.randint(-50, 50, (8, 30)) / 64.0  # exact with the offset, too
     target = torch.arange(8)

