@@ -105,8 +105,7 @@ struct Softmax {
   }
 };
 
-// Calls f(integral_constant<int, k>) for k = 0 .. kCount - 1. Loops over more than two are left as they
-// are by the compiler, and then nothing around them is vectorised.
+// Calls f(integral_constant<int, k>) for k = 0 .. kCount - 1.
 template <int kCount, class F>
 RC_INLINE void unrolled(F&& f) {
   [&]<int... k>(std::integer_sequence<int, k...>) RC_INLINE_LAMBDA {
@@ -162,8 +161,7 @@ class Row {
     for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
       Acc terms[kCount][kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
-        const Values<Acc, kCount> of_class = f(streams.at(place.at(l))...);
-        unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA { terms[k][l] = of_class.value[k]; });
+        put(terms, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kCount>{});
       }
       unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
         RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
@@ -181,9 +179,7 @@ class Row {
     for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
       Acc terms[kCount + kKept][kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
-        const Values<Acc, kCount + kKept> of_class = f(streams.at(place.at(l))...);
-        unrolled<kCount + kKept>([&](auto k)
-                                     RC_INLINE_LAMBDA { terms[k][l] = of_class.value[k]; });
+        put(terms, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kCount + kKept>{});
       }
       unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
         RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
@@ -281,6 +277,14 @@ class Row {
   }
 
  private:
+  // terms[k][lane] = values[k] for all k. Neither a loop nor a reference to the values: with either, the
+  // compiler does not vectorise the loop over lanes around it.
+  template <int kCount, int... k>
+  static RC_INLINE void put(Acc (&terms)[kCount][kWhole], int lane, Values<Acc, kCount> values,
+                            std::integer_sequence<int, k...>) {
+    ((terms[k][lane] = values.value[k]), ...);
+  }
+
   // Calls f(place, lanes) for each group; `lanes` keeps the classes that no other group counts.
   template <class F>
   RC_INLINE void for_each_group(F&& f) const {
@@ -299,8 +303,7 @@ class Row {
   static RC_INLINE void evaluate(Acc (&lanes)[kOutputs][kWhole], const Place& place, F&& f,
                                  const Streams&... streams) {
     RC_SIMD for (int l = 0; l < kWhole; ++l) {
-      const Values<Acc, kOutputs> of_class = f(streams.at(place.at(l))...);
-      for (int m = 0; m < kOutputs; ++m) lanes[m][l] = of_class.value[m];
+      put(lanes, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kOutputs>{});
     }
   }
 
