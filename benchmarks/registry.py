@@ -36,6 +36,11 @@ _MODULES = (
     "losses.smooth_adversarial_loss",
     "losses.early_learning_loss",
     "losses.over_parameterized_loss",
+    "losses.symmetric_cross_entropy",
+    "losses.normalized_cross_entropy",
+    "losses.spherical_z_loss",
+    "losses.ldr_kl_loss",
+    "losses.aldr_kl_loss",
     "merging.tall_masks",
     "pcr.linear_recurrence",
 )

@@ -49,6 +49,9 @@ PYBIND11_MODULE(_C, module) {
 
   py::module_ testing = module.def_submodule("testing", "Pieces of kernels, for tests only.");
   testing.def("exponential", py::vectorize([](float x) { return robustcore::exponential(x); }));
+  testing.def("softplus", py::vectorize([](float x) { return robustcore::softplus(x); }));
+  testing.def("logarithm_of_normal",
+              py::vectorize([](float x) { return robustcore::logarithm_of_normal(x); }));
   testing.def("float16_to_float", py::vectorize([](uint16_t bits) {
                 return robustcore::to_accumulate(robustcore::float16{bits});
               }));

@@ -56,13 +56,16 @@ void define_state_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + ", Tensor(c!) state" + given + needs +
          ") -> (Tensor, " + gradients)
             .c_str());
-}
+  // One value per row that is no loss: the same signature, reduction 0.
+  void define_row_values(Library & m, const std::string& name) {
+    m.def((name + "(Tensor logits, " + kRowLossArguments + ") -> Tensor").c_str());
+  }
 
-// The loss, then log softmax(logits)[target] [N] and argmax [N].
-void define_row_loss_scores(Library& m, const std::string& name) {
-  m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
-            .c_str());
-}
+  // The loss, then log softmax(logits)[target] [N] and argmax [N].
+  void define_row_loss_scores(Library & m, const std::string& name) {
+    m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
+              .c_str());
+  }
 
 }  // namespace
 
@@ -152,6 +155,12 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   m.def(
       "write_state_rows_(Tensor(a!) state, Tensor index, int first_example, Tensor keeper, "
       "Tensor rows) -> ()");
+  define_row_loss(m, "symmetric_cross_entropy");
+  define_row_loss(m, "normalized_cross_entropy");
+  define_row_loss(m, "spherical_z_loss");
+  define_row_loss(m, "ldr_kl_loss");
+  define_row_loss(m, "aldr_kl_loss");
+  define_row_values(m, "aldr_kl_temperature");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

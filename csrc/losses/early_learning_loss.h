@@ -16,7 +16,6 @@ struct EarlyLearningLoss {
   static constexpr bool kTakesLabels = true;
   static constexpr int kCaches = 1;
   static constexpr int kRowValueGradients = 0;
-  static constexpr bool kCachesWithoutGradients = true;
   static constexpr bool kUsesState = true;
 
   // parameter[0]: beta; parameter[1]: strength.

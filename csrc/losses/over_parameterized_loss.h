@@ -20,7 +20,6 @@ struct OverParameterizedLoss {
   static constexpr bool kTakesLabels = true;
   static constexpr int kCaches = 1;
   static constexpr int kRowValueGradients = 1;
-  static constexpr bool kCachesWithoutGradients = true;
   // The label takes part class by class, also where it is one class.
   static constexpr bool kWritesLabelsDown = true;
 

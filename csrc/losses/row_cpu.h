@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "common/exp.h"
 #include "common/macros.h"
@@ -104,6 +105,14 @@ struct Softmax {
   }
 };
 
+// Calls f(integral_constant<int, k>) for k = 0 .. kCount - 1.
+template <int kCount, class F>
+RC_INLINE void unrolled(F&& f) {
+  [&]<int... k>(std::integer_sequence<int, k...>) RC_INLINE_LAMBDA {
+    (f(std::integral_constant<int, k>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
 // A row whose classes do not fill the last group ends with a group that begins with lanes that the
 // group before it counted already: visiting a class twice costs less than handling the rest one by one.
 template <class Acc>
@@ -152,12 +161,11 @@ class Row {
     for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
       Acc terms[kCount][kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
-        const Values<Acc, kCount> of_class = f(streams.at(place.at(l))...);
-        for (int k = 0; k < kCount; ++k) terms[k][l] = of_class.value[k];
+        put(terms, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kCount>{});
       }
-      for (int k = 0; k < kCount; ++k) {
+      unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
         RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
-      }
+      });
     });
     Values<Acc, kCount> result;
     for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);
@@ -202,6 +210,28 @@ class Row {
     return result;
   }
 
+  // As sums(); f returns kKept values more, which kept<kFirst>(), ... give back in later walks.
+  template <int kCount, int kKept, int kFirst, class F, class... Streams>
+  RC_INLINE Values<Acc, kCount> sums_keeping(F&& f, const Streams&... streams) const {
+    Acc sum[kCount][kWhole] = {};
+    for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
+      Acc terms[kCount + kKept][kWhole];
+      RC_SIMD for (int l = 0; l < kWhole; ++l) {
+        put(terms, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kCount + kKept>{});
+      }
+      unrolled<kCount>([&](auto k) RC_INLINE_LAMBDA {
+        RC_SIMD for (int l = 0; l < kWhole; ++l) sum[k][l] += lanes.keep(l, terms[k][l]);
+      });
+      unrolled<kKept>([&](auto k) RC_INLINE_LAMBDA {
+        store(caches[kFirst + k], place,
+              [&](int l) RC_INLINE_LAMBDA { return terms[kCount + k][l]; });
+      });
+    });
+    Values<Acc, kCount> result;
+    for (int k = 0; k < kCount; ++k) result.value[k] = sum_lanes(sum[k]);
+    return result;
+  }
+
   // The first class whose values satisfy f; `classes` where none does.
   template <class F, class... Streams>
   RC_INLINE int64_t first(F&& f, const Streams&... streams) const {
@@ -221,6 +251,13 @@ class Row {
 
   // Behind it, all threads of the row have read and written what they had to.
   RC_INLINE void synchronize() const {}
+
+  // Whether kept<k>() has values; where not (CUDA), they are computed again.
+  static constexpr bool kKeeps = true;
+  template <int k>
+  RC_INLINE MatrixRow<Acc> kept() const {
+    return {caches[k]};
+  }
 
   // Maximum, and sums of exp(h - maximum) and of its products with weights; h = logit(values),
   // weights = weight(values), which returns Values<Acc, kWeighted>. The exponentials are left in
@@ -298,6 +335,14 @@ class Row {
   }
 
  private:
+  // terms[k][lane] = values[k] for all k. Neither a loop nor a reference to the values: with either, the
+  // compiler does not vectorise the loop over lanes around it.
+  template <int kCount, int... k>
+  static RC_INLINE void put(Acc (&terms)[kCount][kWhole], int lane, Values<Acc, kCount> values,
+                            std::integer_sequence<int, k...>) {
+    ((terms[k][lane] = values.value[k]), ...);
+  }
+
   // Calls f(place, lanes) for each group; `lanes` keeps the classes that no other group counts.
   template <class F>
   RC_INLINE void for_each_group(F&& f) const {
@@ -316,8 +361,7 @@ class Row {
   static RC_INLINE void evaluate(Acc (&lanes)[kOutputs][kWhole], const Place& place, F&& f,
                                  const Streams&... streams) {
     RC_SIMD for (int l = 0; l < kWhole; ++l) {
-      const Values<Acc, kOutputs> of_class = f(streams.at(place.at(l))...);
-      for (int m = 0; m < kOutputs; ++m) lanes[m][l] = of_class.value[m];
+      put(lanes, l, f(streams.at(place.at(l))...), std::make_integer_sequence<int, kOutputs>{});
     }
   }
 

@@ -229,6 +229,26 @@ class Row {
     }
   }
 
+  // Nothing is kept: see row_cpu.h.
+  template <int kCount, int kKept, int kFirst, class F, class... Streams>
+  __device__ __forceinline__ Values<Acc, kCount> sums_keeping(F&& f,
+                                                              const Streams&... streams) const {
+    return sums<kCount>(
+        [&](const auto&... in) {
+          const Values<Acc, kCount + kKept> all = f(in...);
+          Values<Acc, kCount> counted;
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) counted.value[k] = all.value[k];
+          return counted;
+        },
+        streams...);
+  }
+  static constexpr bool kKeeps = false;
+  template <int k>
+  __device__ __forceinline__ NothingCached kept() const {
+    return {};
+  }
+
   // In a single pass over the row. kCache is the CPU's.
   template <int kWeighted, int kCache, class Logit, class Weight, class... Streams>
   __device__ __forceinline__ Softmax<Acc, kWeighted, Logit> softmax(

@@ -61,6 +61,7 @@ RC_INLINE void row_scores(const RowProblem<T>& p, int64_t i) {
   p.log_probability[i] = p.is_ignored(i) ? std::numeric_limits<Acc>::quiet_NaN()
                                          : to_accumulate(logits[p.target[i]]) - lse;
 }
+// What a program asks for beside its caches: see over_parameterized_loss.h.
 template <class Program>
 constexpr bool kWritesLabels = requires { requires Program::kWritesLabelsDown; };
 

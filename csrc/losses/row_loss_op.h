@@ -314,6 +314,13 @@ void register_row_loss(torch::stable::detail::StableLibrary& library) {
   library.impl((name + "_backward").c_str(), TORCH_BOX(&Operators::backward));
 }
 
+// Only the forward operator: for values per row that are no loss and have no gradient.
+template <class Backend, class Program>
+void register_row_values(torch::stable::detail::StableLibrary& library) {
+  using Operators = RowLossOperators<Backend, Program>;
+  library.impl(Operators::kName, TORCH_BOX(&Operators::forward));
+}
+
 // And the scores, for a loss that offers them.
 template <class Backend, class Program>
 void register_row_loss_scores(torch::stable::detail::StableLibrary& library) {

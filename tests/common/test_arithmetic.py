@@ -41,6 +41,37 @@ def test_exponential_treats_special_values_as_libm_does() -> None:
     assert testing.exponential(np.float32(0)) == 1
 
 
+def test_softplus_has_a_relative_error_below_4e_7() -> None:
+    x = np.concatenate([SAMPLED, SPECIAL])
+    x = x[~np.isnan(x)]
+    with np.errstate(over="ignore", under="ignore"):
+        wide = x.astype(np.float64)
+        expected = np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
+    y = testing.softplus(x)
+    normal = (expected >= np.finfo(np.float32).smallest_normal) & (expected < 3.4e38)
+    error = np.abs(y[normal] - expected[normal]) / expected[normal]
+    assert error.max() < 4e-7
+    assert (y[expected < 1e-45] == 0).all()
+
+
+def test_softplus_treats_special_values_as_libm_does() -> None:
+    assert testing.softplus(np.float32(np.inf)) == np.inf
+    assert testing.softplus(np.float32(-np.inf)) == 0
+    assert np.isnan(testing.softplus(np.float32(np.nan)))
+
+
+def test_logarithm_of_normal_has_a_relative_error_below_3e_7() -> None:
+    near_one = np.linspace(0.5, 2, 100001, dtype=np.float32)
+    x = np.concatenate([SAMPLED, near_one])
+    x = x[(x >= np.finfo(np.float32).smallest_normal) & (x < np.inf) & (x != 1)]
+    expected = np.log(x.astype(np.float64))
+    error = np.abs(testing.logarithm_of_normal(x) - expected) / np.abs(expected)
+    assert error.max() < 3e-7
+    assert testing.logarithm_of_normal(np.float32(1)) == 0
+    assert testing.logarithm_of_normal(np.float32(np.inf)) == np.inf
+    assert np.isnan(testing.logarithm_of_normal(np.float32(np.nan)))
+
+
 def test_16_bit_values_widen_exactly() -> None:
     for convert, dtype in (
         (testing.float16_to_float, torch.float16),

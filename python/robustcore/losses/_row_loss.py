@@ -18,7 +18,7 @@ from .._reference import wants_reference
 from .._scale import scale_
 from ._arguments import REDUCTION_NAMES, RowLossArguments
 
-__all__ = ["ROW_LOSSES", "RowLoss", "reference_options"]
+__all__ = ["ROW_LOSSES", "RowLoss", "fake_forward", "reference_options"]
 
 # Every loss of this kind by name, for the tests that walk over them.
 ROW_LOSSES: dict[str, RowLoss] = {}
@@ -82,7 +82,7 @@ class RowLoss:
             backward=self._second_backward,
         )
         self.forward = Operator(
-            name, fake=_fake_forward, setup_context=_setup, backward=self._backward
+            name, fake=fake_forward, setup_context=_setup, backward=self._backward
         )
         if scores:
             self.scores = Operator(
@@ -243,10 +243,10 @@ class RowLoss:
         )
 
     def _fake_with_gradients(self, *args: Any) -> tuple[Tensor, ...]:
-        return (_fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args))
+        return (fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args))
 
     def _fake_with_gradients_in_place(self, *args: Any) -> tuple[Tensor, ...]:
-        return (_fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args, in_place=True))
+        return (fake_forward(*args[:_ARGUMENTS]), *self._fake_gradients(args, in_place=True))
 
     def _fake_backward(self, grad_loss: Tensor, *args: Any) -> tuple[Tensor, ...]:
         return self._fake_gradients(args)
@@ -261,7 +261,7 @@ class RowLoss:
         )
 
 
-def _fake_forward(logits: Tensor, *args: Any) -> Tensor:
+def fake_forward(logits: Tensor, *args: Any) -> Tensor:
     rows = (logits.shape[0],) if args[_REDUCTION - 1] == 0 else ()
     return logits.new_empty(rows, dtype=accumulate_dtype(logits.dtype))
 
@@ -269,7 +269,7 @@ def _fake_forward(logits: Tensor, *args: Any) -> Tensor:
 def _fake_scores(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     rows = logits.shape[0]
     return (
-        _fake_forward(logits, *args),
+        fake_forward(logits, *args),
         logits.new_empty(rows, dtype=accumulate_dtype(logits.dtype)),
         logits.new_empty(rows, dtype=torch.int64),
     )

@@ -1,0 +1,364 @@
+"""Adaptive label-distributionally robust loss, ALDR-KL: loss, temperatures, and the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_device, check_shape, check_tensor
+from .._library import Operator
+from .._reference import wants_reference
+from ._arguments import check_real, row_loss_arguments
+from ._indexed import assign_last, in_recomputation
+from ._module import RowLossModule
+from ._row_loss import RowLoss, fake_forward, reference_options
+from .ldr_kl_loss import check_margin, scale_of_rows
+
+__all__ = ["ALDRKLLoss", "aldr_kl_loss", "aldr_kl_temperature"]
+
+
+_ABSENT = ("temperature", "softcap", "lse_square_scale")
+
+
+def _reference(*raw: Any) -> Tensor:
+    from ..reference.losses import aldr_kl_loss as reference
+
+    lam, margin, alpha, lambda0 = raw[8]
+    return reference(
+        raw[0],
+        raw[5],
+        lam if raw[2] is None else raw[2],
+        margin=margin,
+        alpha=alpha,
+        lambda0=lambda0,
+        **reference_options(raw, _ABSENT),
+    )
+
+
+_loss = RowLoss("aldr_kl_loss", _reference)
+_temperature = Operator("aldr_kl_temperature", fake=fake_forward)
+
+
+def _check(op: str, alpha: float, lambda0: float) -> None:
+    check_real(op, "alpha", alpha)
+    if not 1.0 < alpha < float("inf"):
+        raise ValueError(f"{op}: alpha must be above 1 and finite, got {alpha}")
+    scale_of_rows(op, "lambda0", lambda0)
+
+
+def aldr_kl_loss(
+    logits: Tensor,
+    target: Tensor,
+    lam: float | Tensor = 10.0,
+    *,
+    margin: float = 0.1,
+    alpha: float = 2.0,
+    lambda0: float = 10.0,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    dim: int = -1,
+    inplace_gradients: bool = False,
+) -> Tensor:
+    r"""Adaptive label-distributionally robust loss (ALDR-KL), the temperatures of the rows given.
+
+    .. math::
+        \ell(z, y) = \lambda \log \frac1C \sum_k
+        \exp\frac{c [k \ne y] + \tilde z_k - \tilde z_y}{\lambda}
+        - \frac{\alpha \log C}{2 \lambda_0} (\lambda - \lambda_0)^2, \qquad
+        \tilde z = \frac{C z}{\lVert z \rVert_1}
+
+    As :func:`ldr_kl_loss` with other scores, and with a :math:`\lambda` per example that
+    :func:`aldr_kl_temperature` adapts to how sure the model is. :class:`ALDRKLLoss` keeps these
+    temperatures; here they are an argument. With :math:`r` the softmax of the exponents,
+    :math:`n = \lVert z \rVert_1 / C` and :math:`d = r - e`:
+    :math:`\partial z = (d - \langle d, \tilde z \rangle\,\mathrm{sign}(z) / C) / n`.
+
+    There is no other temperature, no soft-cap and no squared logsumexp.
+
+    Args:
+        logits: Shape ``(..., C)`` (classes in ``dim``), float32, float64, bfloat16 or float16.
+            Differentiable.
+        target: Class indices in ``[0, C)`` or ``ignore_index``, int64, shape ``(...)``; or class
+            probabilities :math:`q`, floating, shape of ``logits``, a constant: the loss is then
+            :math:`\sum_c q_c \ell(z, c)`.
+        lam: :math:`\lambda`, positive; one number, or one per row, shape ``(...)``. A constant.
+            Give the result of :func:`aldr_kl_temperature`.
+        margin: :math:`c`, finite and not negative.
+        alpha, lambda0: :math:`\alpha > 1` and :math:`\lambda_0 > 0`, as of
+            :func:`aldr_kl_temperature`; they only enter the second term, a constant for the logits.
+        weight: Class weights, shape ``(C,)``, floating; a constant.
+        sample_weight: Weights of the rows, shape ``(...)``, floating. Differentiable.
+        ignore_index: Rows with this target contribute nothing: loss 0, gradients exactly 0, even
+            where their logits are not finite.
+        label_smoothing: In ``[0, 1]``; the label becomes a mixture as in
+            :func:`torch.nn.functional.cross_entropy`.
+        reduction: ``"none"`` (shape ``(...)``), ``"sum"``, or ``"mean"``, which divides as
+            :func:`torch.nn.functional.cross_entropy` does: by the sum of ``weight[target]`` over
+            the rows that are not ignored, or by the number of rows where ``target`` holds
+            probabilities. Sample weights do not enter the denominator.
+        dim: Where the classes are. Other than last costs a copy.
+        inplace_gradients: Allows the gradient to overwrite ``logits`` in the forward pass, which
+            saves its memory. Done for scalar reductions in eager mode where the logits are
+            contiguous; their version counter moves, so that autograd notices anyone who still needs
+            the values.
+
+    Returns:
+        The loss, in the dtype of ``logits`` (under autocast float32).
+
+    Raises:
+        TypeError: An argument is not a tensor or has an unsupported dtype.
+        ValueError: Devices or shapes differ, there are no classes, or an option is out of range;
+            ``inplace_gradients`` with a leaf that requires grad.
+        IndexError: A target is out of range (CPU; under ``torch.compile`` a RuntimeError). On CUDA
+            this is a device-side assertion, as in PyTorch, reported at the next synchronisation.
+        NotImplementedError: Forward-mode derivatives, which are not offered.
+
+    Numerics: 16-bit inputs are computed in float32, float64 in float64. The gradient of the label
+    is not formed as :math:`r_y - 1` where the label has the largest logit, and keeps its digits. A
+    row of zeros has :math:`\tilde z = 0` and the gradient 0 (so do not start from logits that are
+    exactly zero). Classes masked with ``-inf`` are left out of all sums and of :math:`C`; a masked
+    label costs infinity. NaN stays in its row. No valid row at all gives NaN for ``"mean"`` and 0
+    for ``"sum"``. Same inputs give the same bits for any number of threads.
+
+    Cost: one pass over the logits forward and two backward, or two in all where the gradient is
+    written during the forward pass (scalar reductions of float32, float64 and bfloat16 in eager
+    mode); further visits of a row find it in cache. No temporary of size N·C. Second derivatives
+    are computed by the plain PyTorch reference.
+
+    Source: Zhu, Ying and Yang, Label Distributionally Robust Losses for Multi-class Classification:
+    Consistency, Robustness and Adaptivity, arXiv 2112.14869.
+
+    Example:
+        >>> import torch
+        >>> from robustcore.losses import aldr_kl_loss, aldr_kl_temperature
+        >>> logits = torch.tensor([[4.0, 0.5, 0.5, -1.0], [1.0, 1.0, 1.0, 1.0]])
+        >>> lam = aldr_kl_temperature(logits, torch.full((2,), 10.0))
+        >>> losses = aldr_kl_loss(logits, torch.tensor([0, 3]), lam, reduction="none")
+        >>> [round(loss, 3) for loss in losses.tolist()]
+        [-1.88, 0.075]
+    """
+    check_margin("aldr_kl_loss", margin)
+    _check("aldr_kl_loss", alpha, lambda0)
+    of_rows, of_all = scale_of_rows("aldr_kl_loss", "lam", lam)
+    return _loss(
+        row_loss_arguments(
+            "aldr_kl_loss",
+            ("logits", logits),
+            target,
+            row_values=(("lam", of_rows),),
+            parameters=(of_all, float(margin), float(alpha), float(lambda0)),
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            dim=dim,
+            inplace_gradients=inplace_gradients,
+        )
+    )
+
+
+def aldr_kl_temperature(
+    logits: Tensor, lam: Tensor, *, alpha: float = 2.0, lambda0: float = 10.0, dim: int = -1
+) -> Tensor:
+    r"""The step of ALDR-KL's temperatures: one closed-form update per row.
+
+    .. math::
+        \lambda' = \lambda_0 \left(1 - \frac{\mathrm{KL}(q \Vert \mathrm{uniform})}
+        {\alpha \log C}\right), \qquad
+        q \propto \mathrm{softmax}(\tilde z / \lambda) + 10^{-5}, \qquad
+        \tilde z = \frac{C z}{\lVert z \rVert_1}
+
+    Between :math:`\lambda_0 (1 - 1/\alpha)`, where the model is sure, and :math:`\lambda_0`. The
+    label does not enter.
+
+    Args:
+        logits: Shape ``(..., C)`` (classes in ``dim``), float32, float64, bfloat16 or float16. A
+            constant: no gradient passes.
+        lam: :math:`\lambda` of each row, positive, floating, shape ``(...)``.
+        alpha: :math:`\alpha > 1`, finite.
+        lambda0: :math:`\lambda_0 > 0`, finite.
+        dim: Where the classes are.
+
+    Returns:
+        The new :math:`\lambda` of each row, shape ``(...)``, float32 (float64 for float64 logits),
+        without a gradient.
+
+    Raises:
+        TypeError: An argument is not a tensor or has an unsupported dtype.
+        ValueError: Devices or shapes differ, there are no classes, or an option is out of range.
+
+    Numerics: computed in float32, float64 in float64. Classes masked with ``-inf`` are left out; a
+    single class gives :math:`\lambda_0`. NaN stays in its row.
+
+    Cost: one pass over the logits, no temporary of their size.
+
+    Source: arXiv 2112.14869.
+
+    Example:
+        >>> import torch
+        >>> from robustcore.losses import aldr_kl_temperature
+        >>> logits = torch.tensor([[9.0, 0.1, 0.1, -0.1], [1.0, 1.0, 1.0, 1.0]])
+        >>> lam = aldr_kl_temperature(logits, torch.tensor([1.0, 1.0]))
+        >>> [round(value, 2) for value in lam.tolist()]
+        [6.39, 10.0]
+    """
+    op = "aldr_kl_temperature"
+    check_tensor(op, "logits", logits)
+    check_tensor(op, "lam", lam)
+    _check(op, alpha, lambda0)
+    if lam.dim() == 0 and logits.dim() != 1:
+        raise ValueError(f"{op}: lam must have one number per row, got shape ()")
+    logits, lam = logits.detach(), lam.detach()
+    # The operator has the signature of a loss; the label is not looked at.
+    arguments = row_loss_arguments(
+        op,
+        ("logits", logits),
+        torch.zeros_like(lam, dtype=torch.int64),
+        row_values=(("lam", lam),),
+        parameters=(float(alpha), float(lambda0)),
+        ignore_index=-100,
+        reduction="none",
+        dim=dim,
+    )
+    raw = arguments.raw
+    if wants_reference(logits):
+        from ..reference.losses import aldr_kl_temperature as reference
+
+        result = reference(raw[0], raw[2], alpha=alpha, lambda0=lambda0)
+    else:
+        result = _temperature(*raw)
+    return result.reshape(arguments.shape)
+
+
+class ALDRKLLoss(RowLossModule):
+    r"""ALDR-KL with a temperature per training example, kept as the buffer ``lam``.
+
+    In training mode a call first updates the temperatures of its examples with
+    :func:`aldr_kl_temperature`, and then takes the loss with the updated ones; in evaluation mode
+    the temperatures stay as they are. Where an example is in the batch twice, its last row decides
+    the update, and both rows take that temperature. Rows with ``ignore_index`` write nothing.
+    Recomputation during a backward pass (activation checkpointing) updates nothing and finds the
+    temperatures of the first pass.
+
+    Args:
+        num_examples: Number of training examples whose temperatures are kept here.
+        alpha, lambda0, margin: As of :func:`aldr_kl_loss`. All temperatures begin at ``lambda0``.
+        first_example: Index of the first of them; a process that sees examples ``[first_example,
+            first_example + num_examples)`` only may keep just these.
+        weight: Class weights, kept as a buffer.
+        options: As of :func:`aldr_kl_loss`.
+
+    The buffer is in ``state_dict``, follows the module between devices, and stays float32 when the
+    module is cast.
+
+    Example:
+        >>> import torch
+        >>> from robustcore.losses import ALDRKLLoss
+        >>> criterion = ALDRKLLoss(num_examples=50000)
+        >>> logits = torch.randn(8, 10, requires_grad=True)
+        >>> loss = criterion(logits, torch.arange(8), index=torch.arange(100, 108))
+        >>> loss.backward()
+        >>> bool((criterion.lam[100:108] < 10).all())
+        True
+    """
+
+    absent = _ABSENT
+    lam: Tensor
+
+    def __init__(
+        self,
+        num_examples: int,
+        alpha: float = 2.0,
+        lambda0: float = 10.0,
+        margin: float = 0.1,
+        *,
+        first_example: int = 0,
+        weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight, **options)
+        for name, value, least in (
+            ("num_examples", num_examples, 1),
+            ("first_example", first_example, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"ALDRKLLoss: {name} must be an int, got {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"ALDRKLLoss: {name} must be at least {least}, got {value}")
+        _check("ALDRKLLoss", alpha, lambda0)
+        check_margin("ALDRKLLoss", margin)
+        self.alpha = alpha
+        self.lambda0 = lambda0
+        self.margin = margin
+        self.first_example = first_example
+        self.register_buffer("lam", torch.full((num_examples,), float(lambda0)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ALDRKLLoss:
+        before = self.lam
+        super()._apply(fn, recurse)
+        if self.lam.dtype != torch.float32:
+            self.lam = before.to(self.lam.device)
+        return self
+
+    def forward(
+        self, logits: Tensor, target: Tensor, index: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            index: Which training example each row is, int64, shape ``(...)``.
+        """
+        place = self._places(index)
+        if self.training and not in_recomputation():
+            with torch.no_grad():
+                self._update(logits, target, place)
+        return aldr_kl_loss(
+            logits,
+            target,
+            self.lam[place],
+            margin=self.margin,
+            alpha=self.alpha,
+            lambda0=self.lambda0,
+            sample_weight=sample_weight,
+            **self.options(),
+        )
+
+    def _places(self, index: Tensor) -> Tensor:
+        check_tensor("ALDRKLLoss", "index", index)
+        check_device("ALDRKLLoss", "index", index, self.lam.device)
+        if index.dtype != torch.int64:
+            dtype = str(index.dtype).removeprefix("torch.")
+            raise TypeError(f"ALDRKLLoss: index must have dtype int64, got {dtype}")
+        place = index - self.first_example if self.first_example else index
+        # Elsewhere the lookup asserts on the device, without a synchronisation.
+        if index.is_cpu and not torch.compiler.is_compiling() and index.numel():
+            low, high = (bound.item() for bound in torch.aminmax(place))
+            if low < 0 or high >= self.lam.numel():
+                first = self.first_example
+                raise IndexError(
+                    f"ALDRKLLoss: index must be in [{first}, {first + self.lam.numel()}), got "
+                    f"{(low if low < 0 else high) + first}"
+                )
+        return place
+
+    def _update(self, logits: Tensor, target: Tensor, place: Tensor) -> None:
+        check_tensor("ALDRKLLoss", "logits", logits)
+        check_tensor("ALDRKLLoss", "target", target)
+        if logits.dim():
+            rows = logits.movedim(self.dim, -1).shape[:-1]
+            check_shape("ALDRKLLoss", "index", place, rows)
+        before = self.lam[place]
+        after = aldr_kl_temperature(
+            logits, before, alpha=self.alpha, lambda0=self.lambda0, dim=self.dim
+        )
+        ignored = None if target.is_floating_point() else target == self.ignore_index
+        assign_last(self.lam, place, after.to(self.lam.dtype), ignored)
+
+    def extra_repr(self) -> str:
+        shown = f"num_examples={self.lam.numel()}, alpha={self.alpha}, lambda0={self.lambda0}"
+        return f"{shown}, margin={self.margin}, {super().extra_repr()}"
