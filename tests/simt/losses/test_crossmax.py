@@ -27,11 +27,12 @@ def logits_of(sample: Sample, dtype: torch.dtype) -> torch.Tensor:
 def outputs(logits: torch.Tensor) -> dict[str, Any]:
     samples, members, classes = logits.shape
     return {
-  "result" : torch.empty(samples, classes, dtype = logits.dtype),
-      "kth" : torch.empty(samples, classes, dtype = torch.int16),
-      "largest" : torch.empty(samples, classes, dtype = torch.int16),
-      "tops" : torch.empty(samples, members, dtype = torch.int64),
-}
+        "result": torch.empty(samples, classes, dtype=logits.dtype),
+        "kth": torch.empty(samples, classes, dtype=torch.int16),
+        "largest": torch.empty(samples, classes, dtype=torch.int16),
+        "tops": torch.empty(samples, members, dtype=torch.int64),
+    }
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SAMPLES)

@@ -39,48 +39,52 @@ def given(sample: Sample, dtype: torch.dtype) -> dict[str, Any]:
         for name in ("weight", "sample_weight")
     }
     return {
-  "logits" : logits.to(dtype),
-      "second" : None,
-                 **dict.fromkeys(("row_value", "row_value2", "row_value3")),
-                 "target" : None if soft else target,
-                            "soft_target" : target.to(compute) if soft else None,
-                            **widened,
-                            "rows" : logits.shape[0],
-                            "classes" : logits.shape[1],
-                            "ignore_index" : options.get("ignore_index", -100),
-                            "label_smoothing" : float(options.get("label_smoothing", 0.0)),
-                                                "temperature"
-      : float(options.get("temperature", 1.0)),
-        "softcap" : float(options.get("softcap") or 0.0),
-                    "lse_square" : float(options.get("lse_square_scale", 0.0)),
-                                   "parameter0" : float(options.get("beta", 0.7)),
-                                                  "parameter1"
-      : float(options.get("strength", 3.0)),
-        "parameter2" : 0.0,
-        "parameter3" : 0.0,
-        "reduction" : REDUCTIONS[options.get("reduction", "mean")],
-                      "denominator" : torch.empty(1, dtype = compute),
-                      "index" : index,
-                                "first_example" : 0,
-                                "examples" : state.shape[0],
-                                "update" : int(options["update"]),
-}
+        "logits": logits.to(dtype),
+        "second": None,
+        **dict.fromkeys(("row_value", "row_value2", "row_value3")),
+        "target": None if soft else target,
+        "soft_target": target.to(compute) if soft else None,
+        **widened,
+        "rows": logits.shape[0],
+        "classes": logits.shape[1],
+        "ignore_index": options.get("ignore_index", -100),
+        "label_smoothing": float(options.get("label_smoothing", 0.0)),
+        "temperature": float(options.get("temperature", 1.0)),
+        "softcap": float(options.get("softcap") or 0.0),
+        "lse_square": float(options.get("lse_square_scale", 0.0)),
+        "parameter0": float(options.get("beta", 0.7)),
+        "parameter1": float(options.get("strength", 3.0)),
+        "parameter2": 0.0,
+        "parameter3": 0.0,
+        "reduction": REDUCTIONS[options.get("reduction", "mean")],
+        "denominator": torch.empty(1, dtype=compute),
+        "index": index,
+        "first_example": 0,
+        "examples": state.shape[0],
+        "update": int(options["update"]),
+    }
 
-def results(arguments : dict[str, Any]) -> dict[str, Any]
-    : compute = arguments["denominator"].dtype by_row = arguments["reduction"] == 0 made = {
-  "loss" : torch.empty(arguments["rows"] if by_row else 1, dtype = compute)
-} if not by_row
-    : made["row_loss"] = torch.empty(arguments["rows"], dtype = compute) if arguments["update"]
-    : made["keeper"] = torch
-                           .empty(arguments["rows"], dtype = torch.int64) return made
 
-                       def gradients(arguments : dict[str, Any])
-                           ->dict[str, Any] : weight = arguments["sample_weight"] return {
-  "grad_logits" : torch.empty_like(arguments["logits"]),
-      "grad_second" : None,
-                      **dict.fromkeys(("grad_row_value", "grad_row_value2", "grad_row_value3")),
-                      "grad_sample_weight" : None if weight is None else torch.empty_like(weight),
-}
+def results(arguments: dict[str, Any]) -> dict[str, Any]:
+    compute = arguments["denominator"].dtype
+    by_row = arguments["reduction"] == 0
+    made = {"loss": torch.empty(arguments["rows"] if by_row else 1, dtype=compute)}
+    if not by_row:
+        made["row_loss"] = torch.empty(arguments["rows"], dtype=compute)
+    if arguments["update"]:
+        made["keeper"] = torch.empty(arguments["rows"], dtype=torch.int64)
+    return made
+
+
+def gradients(arguments: dict[str, Any]) -> dict[str, Any]:
+    weight = arguments["sample_weight"]
+    return {
+        "grad_logits": torch.empty_like(arguments["logits"]),
+        "grad_second": None,
+        **dict.fromkeys(("grad_row_value", "grad_row_value2", "grad_row_value3")),
+        "grad_sample_weight": None if weight is None else torch.empty_like(weight),
+    }
+
 
 @pytest.mark.parametrize("dtype", PRECISION, ids=str)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
@@ -98,7 +102,7 @@ def test_all_passes(simt: Executor, sample: Sample, dtype: torch.dtype) -> None:
     precision = PRECISION[dtype]
     wide = min(precision, 1e-5)
 
-#Apart : the state that each row used, its backward pass, and the write of the state.
+    # Apart: the state that each row used, its backward pass, and the write of the state.
     made = results(arguments)
     used = torch.empty(arguments["rows"], arguments["classes"], dtype=compute)
     state = before.to(compute, copy=True)
@@ -113,15 +117,14 @@ def test_all_passes(simt: Executor, sample: Sample, dtype: torch.dtype) -> None:
             "write_state_rows",
             state=state,
             used=used,
-            **{
-k: arguments[k] for k in ("index", "first_example", "examples", "rows", "classes")},
+            **{k: arguments[k] for k in ("index", "first_example", "examples", "rows", "classes")},
             keeper=made["keeper"],
         )
         assert_matches(state, expected_state, rtol=wide, atol=wide)
     if arguments["reduction"] == 0:
         return
 
-#In one pass.
+    # In one pass.
     fused, fused_state, derived = (
         results(arguments),
         before.to(compute, copy=True),

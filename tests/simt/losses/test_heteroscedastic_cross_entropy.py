@@ -14,11 +14,11 @@ from robustcore.testing import Sample, assert_matches, operators
 
 (OPERATOR,) = [case for case in operators() if case.name == "heteroscedastic_cross_entropy"]
 SAMPLES = {sample.name: sample for sample in OPERATOR.samples()}
-#The executor runs every thread under several schedules : a few samples, so that a tail is left.
+# The executor runs every thread under several schedules: a few samples, so that a tail is left.
 for sample in SAMPLES.values():
     sample.kwargs["samples"] = min(sample.kwargs["samples"], 9)
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-#float64 has one kernel only : fewer of its samples, since its threads are many.
+# float64 has one kernel only: fewer of its samples, since its threads are many.
 CASES = [(name, torch.float32) for name in SAMPLES] + [
     (name, torch.float64)
     for name in (
@@ -57,18 +57,21 @@ def loss_arguments(sample: Sample, dtype: torch.dtype) -> dict[str, Any]:
     reduction = options.get("reduction", "mean")
     rows = sample.args[0].shape[0]
     return {
-  **parameters(sample, dtype), "target" : sample.args[3].contiguous(), ** {
-  name: options[name].to(dtype) if name in options else None
+        **parameters(sample, dtype),
+        "target": sample.args[3].contiguous(),
+        **{
+            name: options[name].to(dtype) if name in options else None
             for name in ("weight", "sample_weight")
-  }
-  , "ignore_index" : options.get("ignore_index", -100),
-      "maximum_loss" : -math.log(minimum) if minimum > 0 else math.inf,
-      "reduction" : REDUCTIONS[reduction],
-                    "loss" : torch.empty(rows if reduction == "none" else 1, dtype = dtype),
-                    "row_loss" : torch.empty(rows, dtype = dtype),
-                    "row_slope" : torch.empty(rows, dtype = dtype),
-                    "denominator" : torch.empty(1, dtype = dtype),
-}
+        },
+        "ignore_index": options.get("ignore_index", -100),
+        "maximum_loss": -math.log(minimum) if minimum > 0 else math.inf,
+        "reduction": REDUCTIONS[reduction],
+        "loss": torch.empty(rows if reduction == "none" else 1, dtype=dtype),
+        "row_loss": torch.empty(rows, dtype=dtype),
+        "row_slope": torch.empty(rows, dtype=dtype),
+        "denominator": torch.empty(1, dtype=dtype),
+    }
+
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_loss_and_gradients(simt: Executor, name: str, dtype: torch.dtype) -> None:
@@ -88,10 +91,10 @@ def test_loss_and_gradients(simt: Executor, name: str, dtype: torch.dtype) -> No
     )
     for key, right in zip((*GRADIENTS, "row_slope"), expected):
         actual = gradients[key] if key in gradients else arguments[key]
-#A label that holds most of the probability has the difference of numbers near 1.
+        # A label that holds most of the probability has the difference of numbers near 1.
         assert_matches(actual, right, rtol=precision, atol=precision, name=key)
 
-#Without gradients : the same bits.
+    # Without gradients: the same bits.
     again = loss_arguments(sample, dtype)
     simt.run("heteroscedastic_cross_entropy", **again, **dict.fromkeys(GRADIENTS))
     for key in ("loss", "row_loss", "row_slope"):

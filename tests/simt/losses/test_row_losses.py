@@ -11,7 +11,8 @@ from simt.harness import Executor
 
 from robustcore.losses._row_loss import ROW_LOSSES
 from robustcore.testing import OperatorCase, assert_matches
-#Gradients are compared relative to the largest magnitude in the tensor.
+
+# Gradients are compared relative to the largest magnitude in the tensor.
 PRECISION = {
     torch.float32: 1e-5,
     torch.float64: 1e-12,
@@ -19,7 +20,7 @@ PRECISION = {
     torch.float16: 2**-10,
 }
 ROW_VALUES = ("row_value", "row_value2", "row_value3")
-#Widths of a warp 's row and of a block' s, with all options, and the corners.
+# Widths of a warp's row and of a block's, with all options, and the corners.
 CHOSEN = (
     "0 rows",
     "1 rows of 1 classes",
@@ -43,23 +44,19 @@ def given(raw: tuple[Any, ...]) -> dict[str, Any]:
     names = ("ignore_index", "label_smoothing", "temperature", "softcap", "lse_square", "reduction")
     parameters = [*raw[8], 0.0, 0.0, 0.0, 0.0][:4]
     return {
-  "logits" : tensors[0],
-             "second" : tensors[1],
-                        **dict(zip(ROW_VALUES, tensors [2:5])),
-                        "target" : None if soft else tensors[5],
-                                   "soft_target" : tensors[5] if soft else None,
-                                                   "weight" : tensors[6],
-                                                              "sample_weight"
-      : tensors[7],
-        "rows" : tensors[0].shape[0],
-        "classes" : tensors[0].shape[1],
-        ** {f"parameter{k}": float(value) for k, value in enumerate(parameters)
-  }
-  , ** {
-  k: float(v) if isinstance(v, float) else v for k, v in zip(names, raw[9:])
-  }
-  ,
-}
+        "logits": tensors[0],
+        "second": tensors[1],
+        **dict(zip(ROW_VALUES, tensors[2:5])),
+        "target": None if soft else tensors[5],
+        "soft_target": tensors[5] if soft else None,
+        "weight": tensors[6],
+        "sample_weight": tensors[7],
+        "rows": tensors[0].shape[0],
+        "classes": tensors[0].shape[1],
+        **{f"parameter{k}": float(value) for k, value in enumerate(parameters)},
+        **{k: float(v) if isinstance(v, float) else v for k, v in zip(names, raw[9:])},
+    }
+
 
 def empty_results(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     logits = arguments["logits"]
@@ -107,9 +104,8 @@ def expected(case: OperatorCase, raw: tuple[Any, ...], grad_loss: torch.Tensor) 
 def written(case: OperatorCase, gradients: dict[str, Any]) -> dict[str, Any]:
     """Row values without a derivative get none."""
     without = ROW_VALUES[ROW_LOSSES[case.name].row_value_gradients :]
-    return {
-k: None if k.removeprefix("grad_") in without else v for k, v in gradients.items()
-}
+    return {k: None if k.removeprefix("grad_") in without else v for k, v in gradients.items()}
+
 
 def check(actual: dict[str, Any], right: dict[str, Any], dtype: torch.dtype) -> None:
     for name, value in right.items():
@@ -144,8 +140,7 @@ def test_all_passes(
         simt.run(
             case.name + "_backward", **arguments, **denominator, **gradients, grad_loss=grad_loss
         )
-        check(gradients, {
-k: v for k, v in right.items() if k != "loss"}, dtype)
+        check(gradients, {k: v for k, v in right.items() if k != "loss"}, dtype)
         if arguments["reduction"] != 0:
             _, made = empty_results(arguments)
             made = written(case, made)
@@ -189,20 +184,20 @@ def test_target_out_of_range(
 def test_scores_of_gated_cross_entropy(simt: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["gated_cross_entropy"]
     for sample in samples_of(case.name):
-        if
-        "probabilities" in sample.name
-            : continue raw = raw_arguments(case, sample, monkeypatch) arguments = given(raw)
-            results,
-                       _ = empty_results(arguments)
-                           scores = {
-                             "log_probability" : torch.empty(arguments["rows"]),
-                             "predicted" : torch.empty(arguments["rows"], dtype = torch.int64),
-                           } simt
-                                        .run(case.name + "_scores", **arguments, **results,
-                                             **scores, denominator = torch.empty(1))
-                                            assert torch.equal(scores["predicted"],
-                                                               raw[0].argmax(1)) ignored =
-                               raw[5] == raw[9] right = raw[0].double().log_softmax(1) right =
-                                   right.gather(1, raw[5].masked_fill(ignored, 0) [:, None])
-        [:, 0] check(scores, {"log_probability" : right.masked_fill(ignored, torch.nan)},
-                     torch.float32)
+        if "probabilities" in sample.name:
+            continue
+        raw = raw_arguments(case, sample, monkeypatch)
+        arguments = given(raw)
+        results, _ = empty_results(arguments)
+        scores = {
+            "log_probability": torch.empty(arguments["rows"]),
+            "predicted": torch.empty(arguments["rows"], dtype=torch.int64),
+        }
+        simt.run(
+            case.name + "_scores", **arguments, **results, **scores, denominator=torch.empty(1)
+        )
+        assert torch.equal(scores["predicted"], raw[0].argmax(1))
+        ignored = raw[5] == raw[9]
+        right = raw[0].double().log_softmax(1)
+        right = right.gather(1, raw[5].masked_fill(ignored, 0)[:, None])[:, 0]
+        check(scores, {"log_probability": right.masked_fill(ignored, torch.nan)}, torch.float32)

@@ -12,7 +12,7 @@ from robustcore import reference
 from robustcore.testing import Sample, assert_matches
 from robustcore.testing.samples_losses import energy_weights, mixture_log_softmax
 
-#Relative to the largest magnitude in the tensor.
+# Relative to the largest magnitude in the tensor.
 PRECISION = {
     torch.float32: 1e-5,
     torch.float64: 1e-12,

@@ -15,7 +15,7 @@ from robustcore.testing import Sample, assert_matches, operators
 SAMPLES = {sample.name: sample for sample in OPERATOR.samples()}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-#Statistics and gradients of rows, relative to the largest magnitude in the tensor.
+# Statistics and gradients of rows, relative to the largest magnitude in the tensor.
 PRECISION = {
     torch.float32: 5e-6,
     torch.float64: 1e-13,
@@ -41,15 +41,14 @@ def results(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
     compute = torch.float64 if weak.dtype == torch.float64 else torch.float32
     values = ("row_loss", "row_lse", "row_weight", "row_cut", "row_confidence")
     return {
-  "loss" : torch.empty(rows if arguments["reduction"] == 0 else 1, dtype = compute), ** {
-  name: torch.empty(rows, dtype=compute) for name in values
-  }
-  , ** {
-  name: torch.empty(rows, dtype=torch.int64)
+        "loss": torch.empty(rows if arguments["reduction"] == 0 else 1, dtype=compute),
+        **{name: torch.empty(rows, dtype=compute) for name in values},
+        **{
+            name: torch.empty(rows, dtype=torch.int64)
             for name in ("row_top", "row_tie", "row_removed")
-  }
-  ,
-}
+        },
+    }
+
 
 def expected_results(
     arguments: dict[str, Any], threshold: float, grad_loss: torch.Tensor
@@ -59,8 +58,7 @@ def expected_results(
         arguments["weak"].double(),
         strong,
         threshold=threshold,
-        reduction={
-number: name for name, number in REDUCTIONS.items()}[arguments["reduction"]],
+        reduction={number: name for name, number in REDUCTIONS.items()}[arguments["reduction"]],
     )
     (grad,) = torch.autograd.grad(scores.loss, strong, grad_loss.double().reshape_as(scores.loss))
     return {
@@ -85,7 +83,8 @@ def check(
             actual[name], value, rtol=precision, atol=precision * max(scale, 1.0), name=name
         )
 
-#The executor takes every schedule : rows that span a block several times are checked in one dtype.
+
+# The executor takes every schedule: rows that span a block several times are checked in one dtype.
 CASES = [
     (name, dtype)
     for name in SAMPLES
@@ -117,7 +116,7 @@ def test_forward_and_backward(simt: Executor, name: str, dtype: torch.dtype) -> 
             grad=grad,
         )
         check({**again, "grad": grad}, expected_results(arguments, threshold, torch.ones(1)), dtype)
-#Both ways have the same statistics, bit for bit.
+        # Both ways have the same statistics, bit for bit.
         for key, value in again.items():
             assert torch.equal(value.nan_to_num(), actual[key].nan_to_num()), key
 
