@@ -102,13 +102,6 @@ RC_INLINE double log_one_plus(double x) {
   return log1p(x);
 }
 
-// log(1 + exp(x)), at any x.
-template <class Acc>
-RC_INLINE Acc softplus(Acc x) {
-  const Acc small = exponential(x > Acc(0) ? -x : x);
-  return (x > Acc(0) ? x : Acc(0)) + log_one_plus(small);
-}
-
 // tanh(x) in float, relative error below 2e-7 on the host, branch-free like the exponential: an odd
 // polynomial near 0 (fitted for the smallest largest relative error on |x| <= 0.56), otherwise by
 // way of exp(-2 |x|).

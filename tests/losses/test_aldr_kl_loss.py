@@ -181,7 +181,7 @@ def test_state_dict_copies_and_casts() -> None:
 
 
 def test_shards_of_examples() -> None:
-    whole, shard = ALDRKLLoss(10), ALDRKLLoss(4, first_example=6)
+    whole, shard = ALDRKLLoss(10), ALDRKLLoss(10, start=6)
     logits, target = batch(3)
     index = torch.tensor([9, 6, 7])
     assert torch.equal(whole(logits, target, index), shard(logits, target, index))
@@ -226,7 +226,7 @@ def test_errors(options: dict[str, Any], error: type[Exception], message: str) -
 
 
 def test_errors_of_the_module() -> None:
-    with pytest.raises(ValueError, match=r"^ALDRKLLoss: num_examples must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^ALDRKLLoss: num_examples must be positive, got 0$"):
         ALDRKLLoss(0)
     with pytest.raises(TypeError, match=r"^ALDRKLLoss: num_examples must be an int, got float$"):
         ALDRKLLoss(3.0)  # type: ignore[arg-type]

@@ -310,7 +310,7 @@ def _gradient_in_forward(loss: RowLoss) -> Any:
             ctx.in_place = in_place and _may_overwrite(args)
             saved, ctx.options = loss.saved_by_forward(args)
             if ctx.in_place:
-                result = _overwrite(loss, args, needs)
+                result = tuple(_overwrite(loss, args, needs))
             else:
                 result = loss.run_with_gradients(args, needs)
                 ctx.save_for_backward(*saved)
@@ -359,7 +359,7 @@ def _may_overwrite(args: tuple[Any, ...]) -> bool:
 
 def _overwrite(loss: RowLoss, args: tuple[Any, ...], needs: Any) -> list[Tensor]:
     matrices = [None if m is None else m.detach() for m in args[:2]]
-    result = list(loss.run_with_gradients((*matrices, *args[2:]), needs, in_place=True))
+    result: list[Any] = list(loss.run_with_gradients((*matrices, *args[2:]), needs, in_place=True))
     for place in (_LOGITS, _SECOND):
         if needs[place]:
             # Whoever saved the logits for a backward pass of its own must be told.

@@ -12,6 +12,7 @@ from .._checks import accumulate_dtype, check_device, check_int64, check_shape, 
 from .._library import Operator, below_autograd, direct_apply, functorch_active
 from .._reference import wants_reference
 from ._arguments import RowLossArguments
+from ._indexed import in_recomputation
 from ._row_loss import (
     _ARGUMENTS,
     _IGNORE_INDEX,
@@ -22,11 +23,11 @@ from ._row_loss import (
     _TENSORS,
     ROW_LOSSES,
     RowLoss,
-    _fake_forward,
     _gradient_in_forward,
+    fake_forward,
 )
 
-__all__ = ["IndexedState", "StateRowLoss", "checked_state", "in_backward_pass"]
+__all__ = ["IndexedState", "StateRowLoss", "checked_state"]
 
 # Behind the arguments of every row loss: state, index, first_example, update, keep_rows.
 _STATE_ARGUMENTS = 5
@@ -76,11 +77,6 @@ def checked_state(
     return IndexedState(state, index.reshape(-1), first_example)
 
 
-def in_backward_pass() -> bool:
-    """Whether this runs inside a backward pass: activation checkpointing that computes again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 class StateRowLoss(RowLoss):
     """The operators of one loss with a state.
 
@@ -124,7 +120,7 @@ class StateRowLoss(RowLoss):
         raw = arguments.raw
         logits = raw[_LOGITS]
         # Computing again must not update again: the first time has left the state that it needs.
-        update = update and not in_backward_pass()
+        update = update and not in_recomputation()
         if update and functorch_active():
             raise NotImplementedError(
                 f"{self.name}: the state is not updated inside torch.func transforms; pass "
@@ -182,21 +178,21 @@ class StateRowLoss(RowLoss):
     ) -> tuple[Tensor, ...]:
         # The state is as the forward pass left it: autograd checks that of saved tensors.
         *tensors, state, index = saved
-        *options, first_example = options
-        args = (*tensors, *options, state, index, first_example, False)
+        *numbers, first_example = options
+        args = (*tensors, *numbers, state, index, first_example, False)
         return self.run_with_gradients(args, needs)[1:]
 
     def gradients_of(
         self, grad_loss: Tensor, saved: tuple[Any, ...], options: tuple[Any, ...], needs: Any
     ) -> tuple[Tensor, ...]:
         *tensors, state, index = saved
-        *options, first_example = options
+        *numbers, first_example = options
         place = index - first_example
         target = tensors[_TARGET]
         if not target.is_floating_point():
-            place = place.masked_fill(target == options[_IGNORE_INDEX - _TENSORS], 0)
+            place = place.masked_fill(target == numbers[_IGNORE_INDEX - _TENSORS], 0)
         used = state.index_select(0, place)
-        return self.backward(grad_loss, *tensors, *options, used, needs[_LOGITS], needs[_SECOND])
+        return self.backward(grad_loss, *tensors, *numbers, used, needs[_LOGITS], needs[_SECOND])
 
     @staticmethod
     def keeps_gradients() -> bool:
@@ -218,7 +214,7 @@ def _fake_state_forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
     state, _, _, update, keep_rows = args[-_STATE_ARGUMENTS:]
     rows = logits.shape[0]
     return (
-        _fake_forward(logits, *args),
+        fake_forward(logits, *args),
         state.new_empty((rows if keep_rows else 0, state.shape[1])),
         logits.new_empty(rows if update else 0, dtype=torch.int64),
     )

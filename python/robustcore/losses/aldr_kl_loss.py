@@ -11,7 +11,7 @@ from .._checks import check_device, check_shape, check_tensor
 from .._library import Operator
 from .._reference import wants_reference
 from ._arguments import check_real, row_loss_arguments
-from ._indexed import assign_last, in_recomputation
+from ._indexed import assign_last, example_range, in_recomputation
 from ._module import RowLossModule
 from ._row_loss import RowLoss, fake_forward, reference_options
 from .ldr_kl_loss import check_margin, scale_of_rows
@@ -247,10 +247,10 @@ class ALDRKLLoss(RowLossModule):
     temperatures of the first pass.
 
     Args:
-        num_examples: Number of training examples whose temperatures are kept here.
+        num_examples: Size of the training set.
         alpha, lambda0, margin: As of :func:`aldr_kl_loss`. All temperatures begin at ``lambda0``.
-        first_example: Index of the first of them; a process that sees examples ``[first_example,
-            first_example + num_examples)`` only may keep just these.
+        start, stop: Keep temperatures only for the examples ``[start, stop)``, all by default: a
+            shard of the training set. Indices stay those of the whole set.
         weight: Class weights, kept as a buffer.
         options: As of :func:`aldr_kl_loss`.
 
@@ -278,26 +278,20 @@ class ALDRKLLoss(RowLossModule):
         lambda0: float = 10.0,
         margin: float = 0.1,
         *,
-        first_example: int = 0,
+        start: int = 0,
+        stop: int | None = None,
         weight: Tensor | None = None,
         **options: Any,
     ) -> None:
         super().__init__(weight, **options)
-        for name, value, least in (
-            ("num_examples", num_examples, 1),
-            ("first_example", first_example, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"ALDRKLLoss: {name} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"ALDRKLLoss: {name} must be at least {least}, got {value}")
+        self.start, self.stop = example_range("ALDRKLLoss", num_examples, 1, start, stop)
+        self.num_examples = num_examples
         _check("ALDRKLLoss", alpha, lambda0)
         check_margin("ALDRKLLoss", margin)
         self.alpha = alpha
         self.lambda0 = lambda0
         self.margin = margin
-        self.first_example = first_example
-        self.register_buffer("lam", torch.full((num_examples,), float(lambda0)))
+        self.register_buffer("lam", torch.full((self.stop - self.start,), float(lambda0)))
 
     def _apply(self, fn: Any, recurse: bool = True) -> ALDRKLLoss:
         before = self.lam
@@ -334,15 +328,14 @@ class ALDRKLLoss(RowLossModule):
         if index.dtype != torch.int64:
             dtype = str(index.dtype).removeprefix("torch.")
             raise TypeError(f"ALDRKLLoss: index must have dtype int64, got {dtype}")
-        place = index - self.first_example if self.first_example else index
+        place = index - self.start if self.start else index
         # Elsewhere the lookup asserts on the device, without a synchronisation.
         if index.is_cpu and not torch.compiler.is_compiling() and index.numel():
             low, high = (bound.item() for bound in torch.aminmax(place))
             if low < 0 or high >= self.lam.numel():
-                first = self.first_example
                 raise IndexError(
-                    f"ALDRKLLoss: index must be in [{first}, {first + self.lam.numel()}), got "
-                    f"{(low if low < 0 else high) + first}"
+                    f"ALDRKLLoss: index must be in [{self.start}, {self.stop}), got "
+                    f"{(low if low < 0 else high) + self.start}"
                 )
         return place
 
@@ -360,5 +353,7 @@ class ALDRKLLoss(RowLossModule):
         assign_last(self.lam, place, after.to(self.lam.dtype), ignored)
 
     def extra_repr(self) -> str:
-        shown = f"num_examples={self.lam.numel()}, alpha={self.alpha}, lambda0={self.lambda0}"
-        return f"{shown}, margin={self.margin}, {super().extra_repr()}"
+        return (
+            f"num_examples={self.num_examples}, alpha={self.alpha}, lambda0={self.lambda0}, "
+            f"margin={self.margin}, start={self.start}, stop={self.stop}, {super().extra_repr()}"
+        )

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_int64
 from ._arguments import check_real, check_switch, row_loss_arguments
+from ._indexed import example_range
 from ._module import RowLossModule
 from ._row_loss import reference_options
 from ._state_loss import IndexedState, StateRowLoss, checked_state
@@ -293,22 +293,3 @@ class EarlyLearningLoss(RowLossModule):
             f"strength={self.strength}, start={self.start}, stop={self.stop}, "
             f"{super().extra_repr()}"
         )
-
-
-def example_range(
-    name: str, num_examples: int, num_classes: int, start: int, stop: int | None
-) -> tuple[int, int]:
-    """Checks the sizes of a module that keeps numbers per example; its range of examples."""
-    for argument, value in (("num_examples", num_examples), ("num_classes", num_classes)):
-        check_int64(name, argument, value)
-        if value < 1:
-            raise ValueError(f"{name}: {argument} must be positive, got {value}")
-    check_int64(name, "start", start)
-    stop = num_examples if stop is None else stop
-    check_int64(name, "stop", stop)
-    if not 0 <= start <= stop <= num_examples:
-        raise ValueError(
-            f"{name}: start and stop must be ascending in [0, {num_examples}], got {start} and "
-            f"{stop}"
-        )
-    return start, stop

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .._checks import check_tensor
 from ._arguments import check_real, row_loss_arguments
+from ._indexed import example_range
 from ._module import RowLossModule
 from ._row_loss import RowLoss, reference_options
-from .early_learning_loss import example_range
 
 __all__ = ["OverParameterizedLoss", "over_parameterized_loss"]
 

@@ -20,6 +20,7 @@ from .._checks import (
 )
 from .._library import functorch_active
 from .._reference import wants_reference
+from ._indexed import in_recomputation
 from ._shrink_match_loss_op import forward_operator, gradient_in_forward
 from .results import ShrinkMatchScores
 
@@ -304,7 +305,7 @@ class ShrinkMatchLoss(nn.Module):
         # Decided on the device, without a synchronisation. Before any training step there is no
         # average, and evaluation takes the batch's own ratio.
         first = self.num_batches == 0
-        if not self.training or _in_backward():
+        if not self.training or in_recomputation():
             return torch.where(first, batch, self.certain_ratio)
         mixed = self.momentum * self.certain_ratio + (1 - self.momentum) * batch
         ratio = torch.where(first, batch, mixed)
@@ -325,8 +326,3 @@ class ShrinkMatchLoss(nn.Module):
             f"threshold={self.threshold}, momentum={self.momentum}, "
             f"reduction={self.reduction!r}, dim={self.dim}"
         )
-
-
-def _in_backward() -> bool:
-    """Whether this runs inside a backward pass: checkpointing repeats forward passes there."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

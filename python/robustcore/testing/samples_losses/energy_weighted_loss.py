@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def samples() -> Iterator[Sample]:
     target[4] = -100
     for variant in ("adversarial", "natural"):
         for reduction in ("none", "mean", "sum"):
-            options = {"variant": variant, "reduction": reduction}
+            options: dict[str, Any] = {"variant": variant, "reduction": reduction}
             yield Sample(f"{variant}, {reduction}", (logits, moved, target), options)
     options = {"label_smoothing": 0.1, "sample_weight": torch.rand(9, generator=generator)}
     yield Sample("weights and smoothing", (logits, moved, target), options)
