@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcore.losses import PiDUAL, comp_sum_loss
+from robustcore.losses import AFM, TRAM, PiDUAL, PrivilegedHead, comp_sum_loss
 
 from . import stand_ins
 from .networks import Classifier, perceptron
@@ -162,37 +162,28 @@ class Transferred(Method):
         privileged = privileged_information(setup, agreement, random)
         # The seed makes it again: no place in a checkpoint.
         self.register_buffer("privileged", privileged, persistent=False)
-        self.second = stand_ins.PrivilegedHead(
-            self.classifier.width, self.privileged.shape[1], width, setup.classes
-        )
+        head = PrivilegedHead(self.classifier.width, privileged.shape[1], setup.classes, width)
+        self.model = TRAM(self.classifier.body, self.classifier.head, head)
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        representation = self.classifier.body(x)
-        plain = self.classifier.head(representation.detach())
-        second = self.second(representation, self.privileged[index])
-        return self.plain_loss(plain, target, index) + F.cross_entropy(second, target)
-
-    def plain_loss(self, logits: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target)
+        return self.model.loss(x, self.privileged[index], target)
 
 
-class Marginalised(Transferred):
+class Marginalised(Method):
     """AFM: the head with privileged information predicts, averaged over that of other examples."""
 
-    samples = 16
+    def __init__(self, setup: Setup, agreement: bool, random: bool, width: int) -> None:
+        super().__init__(setup)
+        privileged = privileged_information(setup, agreement, random)
+        head = PrivilegedHead(self.classifier.width, privileged.shape[1], setup.classes, width)
+        self.model = AFM(self.classifier.body, head, draws=16)
+        self.model.remember(privileged)
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(self.second(self.classifier.body(x), self.privileged[index]), target)
+        return self.model.loss(x, self.model.stored[index], target)
 
     def forward(self, x: Tensor) -> Tensor:
-        representation = self.classifier.body(x)
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randint(len(self.privileged), (self.samples,), generator=generator)
-        log_p = [
-            self.second(representation, self.privileged[row].expand(len(x), -1)).log_softmax(-1)
-            for row in rows
-        ]
-        return torch.stack(log_p).logsumexp(0)
+        return self.model(x, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
@@ -265,7 +256,6 @@ METHODS: dict[str, Spec] = {
         {"width": 512},
         {"width": (128, 512)},
         privileged="agreement",
-        stand_in=True,
     ),
     "tram++": Spec(
         "TRAM++",
@@ -273,7 +263,6 @@ METHODS: dict[str, Spec] = {
         {"width": 128},
         {"width": (128, 512)},
         privileged="agreement, random",
-        stand_in=True,
     ),
     "afm": Spec(
         "AFM",
@@ -281,7 +270,6 @@ METHODS: dict[str, Spec] = {
         {"width": 512},
         {"width": (128, 512)},
         privileged="agreement",
-        stand_in=True,
     ),
     "pi-dual": Spec(
         "Pi-DUAL",

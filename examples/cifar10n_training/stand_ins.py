@@ -95,18 +95,3 @@ class AdaptiveLDRKL(nn.Module):
 def _against_label(scores: Tensor, target: Tensor, margin: float) -> Tensor:
     label = F.one_hot(target, scores.shape[-1]).to(scores.dtype)
     return margin * (1 - label) + scores - scores.gather(-1, target[:, None])
-
-
-class PrivilegedHead(nn.Module):
-    """The head of TRAM that sees the representation and privileged information."""
-
-    def __init__(self, representation: int, inputs: int, width: int, classes: int) -> None:
-        super().__init__()
-        self.embed = nn.Linear(inputs, width)
-        self.join = nn.Linear(representation + width, width)
-        self.out = nn.Linear(representation + width, classes)
-
-    def forward(self, representation: Tensor, privileged: Tensor) -> Tensor:
-        embedded = F.relu(self.embed(privileged))
-        joint = F.relu(self.join(torch.cat((representation, embedded), -1))) + embedded
-        return self.out(torch.cat((representation, joint), -1))
