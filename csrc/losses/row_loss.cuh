@@ -106,9 +106,15 @@ __device__ __forceinline__ void row_scores(const RowProblem<T>& p, std::int64_t 
                                                    best.value - logarithm(best.total);
 }
 
+// Gradients, and programs that say so (kNeedsRegisters), get more registers.
+template <class Program, RowMode kMode>
+constexpr bool needs_registers() {
+  return kMode == RowMode::kGradients || requires { Program::kNeedsRegisters; };
+}
+
 template <class Program, class T, int kThreads, RowMode kMode>
 __global__ void __launch_bounds__(kBlockThreads<kThreads>,
-                                  kResidentBlocks<T, kThreads, kMode == RowMode::kGradients>)
+                                  kResidentBlocks<T, kThreads, needs_registers<Program, kMode>()>)
     row_loss_kernel(const RowProblem<T> p) {
   using Acc = accumulate_t<T>;
   constexpr bool kGradients = kMode == RowMode::kGradients;
