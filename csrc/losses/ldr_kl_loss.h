@@ -140,6 +140,7 @@ struct LabelDistributionLoss {
   static constexpr bool kTakesLabels = true;
   static constexpr int kRowValueGradients = 0;
   static constexpr bool kBendsLogits = false;
+  static constexpr int kMoreRegisters = 16;
   // b, db/dz where they are worth it, and exponentials.
   static constexpr int kExponentials = ScoresOf<float>::kKept;
   static constexpr int kCaches = kExponentials + 1;

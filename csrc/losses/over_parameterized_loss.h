@@ -20,6 +20,7 @@ struct OverParameterizedLoss {
   static constexpr bool kTakesLabels = true;
   static constexpr int kCaches = 1;
   static constexpr int kRowValueGradients = 1;
+  static constexpr int kMoreRegisters = 16;
   // The label takes part class by class, also where it is one class.
   static constexpr bool kWritesLabelsDown = true;
 
@@ -74,6 +75,7 @@ struct OverParameterizedLoss {
 
     // What a class adds by its label: -y log q; y where q is not cut, and that / q times p where m is
     // not cut either; and to du / 2u: y, and y * y / q, where m is not cut, and 2 y r.
+    constexpr int kTerms = kGradients ? 6 : 1;
     const auto by_label = [&](Acc probability, Acc y, Acc v) RC_INLINE_LAMBDA {
       const Parts of = parts(probability, y, v);
       const Acc relative = raised(of.shifted) * inverse_norm;
@@ -82,19 +84,26 @@ struct OverParameterizedLoss {
       const Acc passed = of.shifted < least ? Acc(0) : Acc(1);
       const Acc reaching = of.gain_is_cut ? Acc(0) : y;
       const Acc slope = passed * seen / q;
-      Values<Acc, 6> terms{{-y * logarithm(q), seen, slope * probability, reaching * passed,
-                            reaching * slope, Acc(2) * reaching * of.residual}};
+      Values<Acc, kTerms> terms{};
+      terms.value[0] = -y * logarithm(q);
+      if constexpr (kGradients) {
+        terms.value[1] = seen;
+        terms.value[2] = slope * probability;
+        terms.value[3] = reaching * passed;
+        terms.value[4] = reaching * slope;
+        terms.value[5] = Acc(2) * reaching * of.residual;
+      }
       if (y == Acc(0)) terms.value[0] = Acc(0);
       return terms;
     };
     const bool hard = options.label() == Label::kClass;
-    Values<Acc, 6> own;
+    Values<Acc, kTerms> own;
     if (hard) {
       const Acc h = transform.apply(z.at(label.target));
       own = by_label(exponential(h - softmax.maximum) * inverse_total, Acc(1),
                      second.at(label.target));
     } else {
-      own = row.template sums<6>(
+      own = row.template sums<kTerms>(
           [&](Acc cached, Acc y, Acc v, Acc in) RC_INLINE_LAMBDA {
             return by_label(softmax.exponential(cached, in) * inverse_total, y, v);
           },

@@ -35,7 +35,7 @@ constexpr int kResidentBlocks = 65536 /
                                 ((sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
                                   : sizeof(T) == 2 || kGradients                   ? 80
                                                                                    : 64) +
-                                 (kGradients ? kMoreRegisters : 0)) /
+                                 kMoreRegisters) /
                                 kBlockThreads<kThreads>;
 
 // An ignored row: zeros, not products with whatever the row holds.

@@ -36,7 +36,7 @@ constexpr bool bends_logits() {
   if constexpr (requires { Program::kBendsLogits; }) return Program::kBendsLogits;
   return true;
 }
-// how many 32-bit registers its gradients need beyond what most do on CUDA, which spill otherwise.
+// how many 32-bit registers its kernels need beyond what most do on CUDA, which spill otherwise.
 template <class Program>
 constexpr int more_registers() {
   if constexpr (requires { Program::kMoreRegisters; }) return Program::kMoreRegisters;

@@ -28,7 +28,7 @@ def test_definition_and_published_gradient(classes: int, a: float, b: float, see
     excess = a * (b - own)
     expected = torch.logaddexp(excess, torch.zeros_like(excess))[:, 0] / a
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-11, atol=1e-13)
-    one_hot = F.one_hot(target, classes)
+    one_hot = F.one_hot(target, classes).double()
     gradient = -(torch.sigmoid(excess) / deviation) * (
         one_hot - 1 / classes - own * standard / classes
     )

@@ -19,7 +19,7 @@ def by_definition(
 ) -> torch.Tensor:
     probability = logits.softmax(1)
     label = F.one_hot(target, logits.shape[1]).to(logits.dtype)
-    log_label = torch.where(label == 1, 0.0, log_zero)
+    log_label = log_zero * (1 - label)
     return -alpha * (label * logits.log_softmax(1)).sum(1) - beta * (probability * log_label).sum(1)
 
 

@@ -215,11 +215,14 @@ def aldr_kl_temperature(
     if lam.dim() == 0 and logits.dim() != 1:
         raise ValueError(f"{op}: lam must have one number per row, got shape ()")
     logits, lam = logits.detach(), lam.detach()
+    rows = list(logits.shape)
+    if -len(rows) <= dim < len(rows):
+        del rows[dim]
     # The operator has the signature of a loss; the label is not looked at.
     arguments = row_loss_arguments(
         op,
         ("logits", logits),
-        torch.zeros_like(lam, dtype=torch.int64),
+        torch.zeros(rows, dtype=torch.int64, device=logits.device),
         row_values=(("lam", lam),),
         parameters=(float(alpha), float(lambda0)),
         ignore_index=-100,
