@@ -56,16 +56,18 @@ void define_state_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + ", Tensor(c!) state" + given + needs +
          ") -> (Tensor, " + gradients)
             .c_str());
-  // One value per row that is no loss: the same signature, reduction 0.
-  void define_row_values(Library & m, const std::string& name) {
-    m.def((name + "(Tensor logits, " + kRowLossArguments + ") -> Tensor").c_str());
-  }
+}
 
-  // The loss, then log softmax(logits)[target] [N] and argmax [N].
-  void define_row_loss_scores(Library & m, const std::string& name) {
-    m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
-              .c_str());
-  }
+// One value per row that is no loss: the same signature, reduction 0.
+void define_row_values(Library& m, const std::string& name) {
+  m.def((name + "(Tensor logits, " + kRowLossArguments + ") -> Tensor").c_str());
+}
+
+// The loss, then log softmax(logits)[target] [N] and argmax [N].
+void define_row_loss_scores(Library& m, const std::string& name) {
+  m.def((name + "_scores(Tensor logits, " + kRowLossArguments + ") -> (Tensor, Tensor, Tensor)")
+            .c_str());
+}
 
 }  // namespace
 

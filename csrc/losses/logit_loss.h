@@ -20,6 +20,8 @@ struct LogitLoss {
   static constexpr bool kTakesLabels =
       true;  // class, smoothed label or probabilities; options of h
   static constexpr int kCaches = 1;
+  static constexpr bool kNeedsSecond = SourceOf<float>::kMatrices > 1;
+  static constexpr int kNeededRowValues = SourceOf<float>::kDirections;
   // How many of the row values, from the first on, have a derivative.
   static constexpr int kRowValueGradients = SourceOf<float>::kDirections;
 

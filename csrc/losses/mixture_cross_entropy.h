@@ -15,6 +15,8 @@ namespace robustcore {
 struct MixtureCrossEntropy {
   static constexpr const char* kName = "mixture_cross_entropy";
   static constexpr bool kTakesLabels = true;
+  static constexpr bool kNeedsSecond = true;
+  static constexpr int kNeededRowValues = 1;
   static constexpr bool kBendsLogits = false;
   static constexpr int kCaches = 2;
   static constexpr int kRowValueGradients = 3;

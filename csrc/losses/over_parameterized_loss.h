@@ -18,6 +18,8 @@ namespace robustcore {
 struct OverParameterizedLoss {
   static constexpr const char* kName = "over_parameterized_loss";
   static constexpr bool kTakesLabels = true;
+  static constexpr bool kNeedsSecond = true;
+  static constexpr int kNeededRowValues = 1;
   static constexpr int kCaches = 1;
   static constexpr int kRowValueGradients = 1;
   static constexpr int kMoreRegisters = 16;

@@ -33,6 +33,7 @@ RC_INLINE double exponential_remainder(double d) {
 
 struct PairKlDivergence {
   static constexpr const char* kName = "pair_kl_divergence";
+  static constexpr bool kNeedsSecond = true;
   static constexpr bool kTakesLabels = false;
   static constexpr bool kNeedsTarget = false;  // where it is given, it says which rows to ignore
   static constexpr int kCaches = 2;

@@ -303,6 +303,8 @@ class Row {
 #pragma unroll
     for (int m = 0; m < kOutputs; ++m) wanted |= outputs[m] != nullptr;
     if (!wanted) return;
+    // An output may take the place of what another thread has just read (the label's class).
+    synchronize();
     for_each([&](std::int64_t c, auto width) {
       constexpr int kWidth = decltype(width)::value;
       with_loaded<Acc, kWidth>(

@@ -224,6 +224,10 @@ struct RowLossOperators {
   static RowLossArguments checked(RC_ROW_LOSS_PARAMETERS) {
     RowLossArguments a = row_loss_arguments(kName, RC_ROW_LOSS_VALUES);
     RC_CHECK(a.target || !needs_target<Program>(), kName, ": target must be given");
+    RC_CHECK(a.second || !needs_second<Program>(), kName, ": the second matrix must be given");
+    for (int k = 0; k < needed_row_values<Program>(); ++k) {
+      RC_CHECK(a.row_value[k], kName, ": row value ", k + 1, " must be given");
+    }
     RC_CHECK(Program::kTakesLabels || (!a.is_soft() && label_smoothing == 0), kName,
              ": the label must be a class, without label smoothing");
     return a;

@@ -30,6 +30,17 @@ constexpr bool needs_target() {
   if constexpr (requires { Program::kNeedsTarget; }) return Program::kNeedsTarget;
   return true;
 }
+// whether it reads the second matrix, and how many row values (the others may be absent);
+template <class Program>
+constexpr bool needs_second() {
+  if constexpr (requires { Program::kNeedsSecond; }) return Program::kNeedsSecond;
+  return false;
+}
+template <class Program>
+constexpr int needed_row_values() {
+  if constexpr (requires { Program::kNeededRowValues; }) return Program::kNeededRowValues;
+  return 0;
+}
 // whether it offers temperature and soft-cap for all logits alike; and
 template <class Program>
 constexpr bool bends_logits() {

@@ -15,6 +15,7 @@ namespace robustcore {
 
 struct SmoothAdversarialLoss {
   static constexpr const char* kName = "smooth_adversarial_loss";
+  static constexpr bool kNeedsSecond = true;
   static constexpr bool kTakesLabels = false;  // a class, never spread
   static constexpr int kCaches = 1;
   static constexpr int kRowValueGradients = 0;

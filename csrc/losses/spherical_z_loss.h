@@ -60,6 +60,7 @@ struct Standardized {
 struct SphericalZLoss {
   static constexpr const char* kName = "spherical_z_loss";
   static constexpr bool kTakesLabels = true;
+  static constexpr int kMoreRegisters = 16;
   static constexpr bool kBendsLogits = false;
   static constexpr int kRowValueGradients = 0;
   static constexpr int kCaches = 0;

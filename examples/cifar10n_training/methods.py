@@ -18,9 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcore.losses import AFM, TRAM, PiDUAL, PrivilegedHead, comp_sum_loss
+from robustcore.losses import (
+    AFM,
+    TRAM,
+    ALDRKLLoss,
+    EarlyLearningLoss,
+    OverParameterizedLoss,
+    PiDUAL,
+    PrivilegedHead,
+    comp_sum_loss,
+    ldr_kl_loss,
+    symmetric_cross_entropy,
+)
 
-from . import stand_ins
 from .networks import Classifier, perceptron
 
 
@@ -80,13 +90,13 @@ class SymmetricCrossEntropy(Method):
         self.alpha, self.beta = alpha, beta
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return stand_ins.symmetric_cross_entropy(self(x), target, alpha=self.alpha, beta=self.beta)
+        return symmetric_cross_entropy(self(x), target, alpha=self.alpha, beta=self.beta)
 
 
 class EarlyLearning(Method):
     def __init__(self, setup: Setup, beta: float, weight: float) -> None:
         super().__init__(setup)
-        self.criterion = stand_ins.EarlyLearningLoss(setup.count, setup.classes, beta, weight)
+        self.criterion = EarlyLearningLoss(setup.count, setup.classes, beta=beta, strength=weight)
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return self.criterion(self(x), target, index)
@@ -97,7 +107,7 @@ class OverParameterized(Method):
 
     def __init__(self, setup: Setup, rate_u: float, rate_v: float) -> None:
         super().__init__(setup)
-        self.criterion = stand_ins.OverParameterizedLoss(setup.count, setup.classes)
+        self.criterion = OverParameterizedLoss(setup.count, setup.classes)
         self.rates = rate_u, rate_v
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
@@ -119,13 +129,13 @@ class LabelDistributionRobust(Method):
         self.lambda_ = lambda_
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return stand_ins.ldr_kl(self(x), target, lambda_=self.lambda_)
+        return ldr_kl_loss(self(x), target, self.lambda_)
 
 
 class AdaptiveLabelDistributionRobust(Method):
     def __init__(self, setup: Setup, lambda0: float) -> None:
         super().__init__(setup)
-        self.criterion = stand_ins.AdaptiveLDRKL(setup.count, lambda0=lambda0)
+        self.criterion = ALDRKLLoss(setup.count, lambda0=lambda0)
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return self.criterion(self(x), target, index)
@@ -199,7 +209,6 @@ class Spec:
     values: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     privileged: str = ""  # what it knows about a label beyond the label
-    stand_in: bool = False  # whether stand_ins.py computes it, not an operator of the library
 
     def candidates(self) -> list[dict[str, Any]]:
         combinations = itertools.product(*self.grid.values())
@@ -219,14 +228,12 @@ METHODS: dict[str, Spec] = {
         SymmetricCrossEntropy,
         {"alpha": 0.01, "beta": 1.0},
         {"alpha": (0.01, 0.03, 0.1, 0.3)},
-        stand_in=True,
     ),
     "elr": Spec(
         "early-learning regularisation",
         EarlyLearning,
         {"beta": 0.7, "weight": 7.0},
         {"beta": (0.7, 0.9), "weight": (1.0, 3.0, 7.0)},
-        stand_in=True,
     ),
     "sop": Spec(
         "sparse over-parameterisation",
@@ -234,21 +241,18 @@ METHODS: dict[str, Spec] = {
         {"rate_u": 100.0, "rate_v": 1000.0},
         # The published rates are for ten times as many epochs; this many need higher ones.
         {"rate_u": (1.0, 10.0, 100.0), "rate_v": (10.0, 100.0, 1000.0)},
-        stand_in=True,
     ),
     "ldr": Spec(
         "LDR-KL",
         LabelDistributionRobust,
         {"lambda_": 10.0},
         {"lambda_": (0.1, 1.0, 10.0)},
-        stand_in=True,
     ),
     "aldr": Spec(
         "ALDR-KL",
         AdaptiveLabelDistributionRobust,
         {"lambda0": 10.0},
         {"lambda0": (1.0, 3.0, 10.0)},
-        stand_in=True,
     ),
     "tram": Spec(
         "TRAM",

