@@ -26,6 +26,8 @@ __all__ = [
 
 _MODULES = (
     "losses.gated_cross_entropy",
+    "losses.comp_sum_loss",
+    "losses.taylor_cross_entropy",
     "losses.shrink_match_loss",
     "losses.crossmax",
     "losses.linear_gated_cross_entropy",

@@ -4,6 +4,7 @@
 
 Ten classes; the label's logit varies, the nine others are 0, so that p_y runs from 0 to 1. The
 right panel shows the derivative for the label's logit: how much an example with this p_y counts.
+The spherical Z-loss is left out: it depends on the ranks of the other logits, not on p_y.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ CURVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Taylor CE (2 terms)": lambda z, y: losses.taylor_cross_entropy(z, y, 2, reduction="none"),
     "symmetric CE": lambda z, y: losses.symmetric_cross_entropy(z, y, reduction="none"),
     "normalised CE": lambda z, y: losses.normalized_cross_entropy(z, y, reduction="none"),
-    "spherical Z": lambda z, y: losses.spherical_z_loss(z, y, reduction="none"),
     "LDR-KL (λ = 1)": lambda z, y: losses.ldr_kl_loss(z, y, 1.0, reduction="none"),
 }
 
@@ -64,7 +64,7 @@ def main() -> None:
     right.set(title="− derivative for the label's logit", xlabel="p of the label", ylim=(-0.05, 2))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    right.legend(fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
 

@@ -101,7 +101,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ratio, beats = method.get("step_time_vs_ce"), method.get("beats_ce_beyond_spread")
         cells.append(
             (
-                name,
+                # Results of an earlier version, in which some losses were plain PyTorch.
+                name + "*" * method.get("stand_in", False),
                 method["privileged_information"] or "",
                 _text(method["test_accuracy"], 100, 1),
                 _text(method["memorised_wrong_labels"], 100, 1),
@@ -126,7 +127,8 @@ def table(result: dict[str, Any]) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *rows(result)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    # An asterisk would start emphasis.
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines).replace("*", "\\*")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
