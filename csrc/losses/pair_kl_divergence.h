@@ -77,9 +77,13 @@ struct PairKlDivergence {
                 [&](Acc e1, Acc e2, Acc a, Acc b) RC_INLINE_LAMBDA {
                   const Acc of1 = first.exponential(e1, a) * inverse1;
                   const Acc of2 = second.exponential(e2, b) * inverse2;
-                  const Acc pulled = of1 * (log_ratio(a, b) - loss);
+                  const Acc d = log_ratio(a, b);
+                  const Acc pulled = of1 * (d - loss);
+                  // q - p: not as a difference where the two are close.
+                  const Acc near = of1 * exponential_minus_one(-d);
+                  const Acc pushed = (d < Acc(0) ? -d : d) < Acc(0.5) ? near : of2 - of1;
                   return Values<Acc, 2>{
-                      {slope * (of1 == Acc(0) ? Acc(0) : pulled), slope * (of2 - of1)}};
+                      {slope * (of1 == Acc(0) ? Acc(0) : pulled), slope * pushed}};
                 },
                 first.cached, second.cached, z1, z2);
     }

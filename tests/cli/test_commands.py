@@ -26,7 +26,8 @@ def test_info_lists_every_operator_with_its_kernels(run):
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["devices"][0]["threads"] == torch.get_num_threads()
     assert "cpu" in facts["operators"]["gated_cross_entropy"]
-    has_cuda = any("cuda" in kernels for kernels in facts["operators"].values())
+    # Operators that are made of others in Python need no kernels of their own.
+    has_cuda = "cuda" in facts["operators"]["gated_cross_entropy"]
     assert has_cuda == facts["build"]["cuda"]
 
 

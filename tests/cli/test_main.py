@@ -55,7 +55,7 @@ def test_version(run):
         (("nonsense",), "nonsense"),
         (("bench", "--bogus"), "--bogus"),
         (("bench", "loses"), "family must be one of losses, merging, pcr, got 'loses'"),
-        (("bench", "losses", "gated"), "operator must be one of gated_cross_entropy, got 'gated'"),
+        (("bench", "losses", "gated"), "operator must be one of aldr_kl_loss, "),
         (("bench", "losses", "x", "y"), "unexpected extra argument"),
         (("bench", "--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
         (("bench", "--json"), "--json"),

@@ -51,7 +51,8 @@ def test_softplus_has_a_relative_error_below_4e_7() -> None:
     normal = (expected >= np.finfo(np.float32).smallest_normal) & (expected < 3.4e38)
     error = np.abs(y[normal] - expected[normal]) / expected[normal]
     assert error.max() < 4e-7
-    assert (y[expected < 1e-45] == 0).all()
+    # Half of the smallest subnormal: what is below rounds to 0.
+    assert (y[expected < 7e-46] == 0).all()
 
 
 def test_softplus_treats_special_values_as_libm_does() -> None:

@@ -84,7 +84,7 @@ def energy_weighted_loss(
         >>> loss = energy_weighted_loss(natural, adversarial, torch.tensor([0]))
         >>> loss.backward()
         >>> round(loss.item(), 4)
-        1.3562
+        1.36
     """
     op = "energy_weighted_loss"
     _check_options(op, beta, variant)
