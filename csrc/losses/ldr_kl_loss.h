@@ -285,6 +285,7 @@ using AldrKlLoss = LabelDistributionLoss<AbsoluteScores>;
 // scores / temperature plus 1e-5, normalised again. The "loss" of a row is its new temperature.
 struct AldrKlTemperature {
   static constexpr const char* kName = "aldr_kl_temperature";
+  static constexpr int kMoreRegisters = 16;
   static constexpr int kNeededRowValues = 1;
   static constexpr bool kTakesLabels = false;
   static constexpr int kRowValueGradients = 0;
