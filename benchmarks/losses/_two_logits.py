@@ -4,39 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
 from ..targets import Target
+from .sizes import rows_by_classes
 
 __all__ = ["TwoLogits", "targets"]
 
 
-def _size(
-    rows: int,
-    classes: int,
-    scale: Literal["small", "medium", "large"],
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-    dtype: torch.dtype = torch.float32,
-) -> Size:
-    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]{suffix}", dimensions, scale, devices, quick, dtype)
-
-
 SIZES = (
-    _size(128, 10, "small", quick=True),
-    _size(4096, 1000, "large", quick=True),
-    _size(65536, 1024, "large", devices=("cuda",)),
-    _size(4096, 32768, "large", devices=("cuda",)),
-    _size(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
+    rows_by_classes(128, 10, "small", quick=True),
+    rows_by_classes(4096, 1000, "large", quick=True),
+    rows_by_classes(65536, 1024, "large", devices=("cuda",)),
+    rows_by_classes(4096, 32768, "large", devices=("cuda",)),
+    rows_by_classes(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
 )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
 from ..targets import Target
+from .sizes import rows_by_classes
 
 _BETA, _STRENGTH = 0.7, 3.0
 
@@ -32,27 +33,15 @@ def _operator(logits: Tensor, target: Tensor, index: Tensor, state: Tensor) -> T
     return early_learning_loss(logits, target, index, state, beta=_BETA, strength=_STRENGTH)
 
 
-def _size(
-    rows: int,
-    classes: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-) -> Size:
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]", dimensions, scale, devices, quick)  # type: ignore[arg-type]
-
-
 class EarlyLearningLoss(Benchmark):
     family = "losses"
     operator = "early_learning_loss"
     passes = ("forward+backward",)
     sizes = (
-        _size(128, 10, "small", quick=True),
-        _size(1024, 100, "medium", quick=True),
-        _size(4096, 1000, "large"),
-        _size(65536, 1024, "large", devices=("cuda",)),
+        rows_by_classes(128, 10, "small", quick=True),
+        rows_by_classes(1024, 100, "medium", quick=True),
+        rows_by_classes(4096, 1000, "large"),
+        rows_by_classes(65536, 1024, "large", devices=("cuda",)),
     )
     targets = (
         *(

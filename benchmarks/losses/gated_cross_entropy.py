@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size, Unavailable
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Unavailable
 from ..targets import Target
+from .sizes import rows_by_classes
 
 _MIB = 1 << 20
 
@@ -22,32 +23,18 @@ def plain(prediction: Tensor, noise: Tensor, gate: Tensor, target: Tensor) -> Te
     return F.cross_entropy((1 - g) * prediction + g * noise, target)
 
 
-def _size(
-    rows: int,
-    classes: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-    dtype: torch.dtype = torch.float32,
-) -> Size:
-    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]{suffix}", dimensions, scale, devices, quick, dtype)
-
-
 class GatedCrossEntropy(Benchmark):
     family = "losses"
     operator = "gated_cross_entropy"
     passes = ("forward", "forward+backward")
     sizes = (
-        _size(128, 10, "small", quick=True),
-        _size(1024, 100, "medium", quick=True),
-        _size(4096, 1000, "large"),
-        _size(512, 32000, "large"),
-        _size(65536, 1024, "large", devices=("cuda",)),
-        _size(4096, 32768, "large", devices=("cuda",)),
-        _size(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
+        rows_by_classes(128, 10, "small", quick=True),
+        rows_by_classes(1024, 100, "medium", quick=True),
+        rows_by_classes(4096, 1000, "large"),
+        rows_by_classes(512, 32000, "large"),
+        rows_by_classes(65536, 1024, "large", devices=("cuda",)),
+        rows_by_classes(4096, 32768, "large", devices=("cuda",)),
+        rows_by_classes(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
     )
     targets = (
         *(

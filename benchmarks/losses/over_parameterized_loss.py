@@ -12,7 +12,7 @@ from ..accuracy import errors_with_gradients
 from ..contestants import compiled
 from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
 from ..targets import Target
-from .early_learning_loss import _size
+from .sizes import rows_by_classes
 
 
 def plain(logits: Tensor, target: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ class OverParameterizedLoss(Benchmark):
     operator = "over_parameterized_loss"
     passes = ("forward+backward",)
     sizes: Sequence[Size] = (
-        _size(128, 10, "small", quick=True),
-        _size(1024, 100, "medium", quick=True),
-        _size(4096, 1000, "large"),
-        _size(65536, 1024, "large", devices=("cuda",)),
+        rows_by_classes(128, 10, "small", quick=True),
+        rows_by_classes(1024, 100, "medium", quick=True),
+        rows_by_classes(4096, 1000, "large"),
+        rows_by_classes(65536, 1024, "large", devices=("cuda",)),
     )
     targets = (
         *(

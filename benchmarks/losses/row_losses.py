@@ -9,24 +9,11 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
 from ..targets import Target
+from .sizes import rows_by_classes
 
 __all__ = ["RowLossBenchmark", "speed_targets"]
-
-
-def _size(
-    rows: int,
-    classes: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-    dtype: torch.dtype = torch.float32,
-) -> Size:
-    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]{suffix}", dimensions, scale, devices, quick, dtype)  # type: ignore[arg-type]
 
 
 def speed_targets(eager: float, compiled: float) -> tuple[Target, ...]:
@@ -61,13 +48,13 @@ class RowLossBenchmark(Benchmark):
     family = "losses"
     passes = ("forward", "forward+backward")
     sizes = (
-        _size(128, 10, "small", quick=True),
-        _size(1024, 100, "medium", quick=True),
-        _size(4096, 1000, "large"),
-        _size(512, 32000, "large"),
-        _size(65536, 1024, "large", devices=("cuda",)),
-        _size(4096, 32768, "large", devices=("cuda",)),
-        _size(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
+        rows_by_classes(128, 10, "small", quick=True),
+        rows_by_classes(1024, 100, "medium", quick=True),
+        rows_by_classes(4096, 1000, "large"),
+        rows_by_classes(512, 32000, "large"),
+        rows_by_classes(65536, 1024, "large", devices=("cuda",)),
+        rows_by_classes(4096, 32768, "large", devices=("cuda",)),
+        rows_by_classes(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
     )
 
     def function(self) -> Callable[..., Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
 from ..targets import Target
+from .sizes import rows_by_classes
 
 _MIB = 1 << 20
 _THRESHOLD = 0.95
@@ -48,27 +49,15 @@ def sorted_rows(weak: Tensor, strong: Tensor) -> Tensor:
     return (weight * F.cross_entropy(logits, target, reduction="none")).mean()
 
 
-def _size(
-    rows: int,
-    classes: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-) -> Size:
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]", dimensions, scale, devices, quick)
-
-
 class ShrinkMatchLoss(Benchmark):
     family = "losses"
     operator = "shrink_match_loss"
     passes = ("forward", "forward+backward")
     sizes = (
-        _size(128, 10, "small", quick=True),
-        _size(1024, 100, "medium", quick=True),
-        _size(4096, 1000, "large"),
-        _size(65536, 1024, "large", devices=("cuda",)),
+        rows_by_classes(128, 10, "small", quick=True),
+        rows_by_classes(1024, 100, "medium", quick=True),
+        rows_by_classes(4096, 1000, "large"),
+        rows_by_classes(65536, 1024, "large", devices=("cuda",)),
     )
     targets = (
         Target(
