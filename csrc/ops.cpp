@@ -203,4 +203,27 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   m.def("mask_apply(Tensor[] base, Tensor[] merged, Tensor mask) -> Tensor[]");
   m.def("mask_apply_(Tensor(a!)[] base, Tensor[] merged, Tensor mask) -> ()");
   m.def("mask_multiply(Tensor[] tensors, Tensor mask) -> Tensor[]");
+  // Pieces: slices of tensors, contiguous, each of any floating dtype; `tasks * pieces` of finetuned,
+  // task by task; vectors[t] != 0: task t comes as task vectors. Tables are on the CPU: rescale and
+  // weights float64 [pieces, tasks]; scales float64 [pieces, 2], of the base and of what is added to
+  // it; windows int64 [pieces, tasks, 4] (merging/magnitudes.h: low, low_ties, high, high_ties);
+  // ties_before int64 [blocks, tasks, 2] on the device: parameters of the tensor before each block
+  // whose key is low, high. densities: chance to stay, [tasks] or empty; lambdas of Consensus,
+  // [tasks] or empty; election and reduction: merging/merge_weights.h. Result: int64 [pieces,
+  // counters].
+  m.def(
+      "merge_weights_(Tensor(a!)[] out, Tensor[] base, Tensor[] finetuned, Tensor rescale, "
+      "Tensor weights, Tensor scales, int[] vectors, Tensor? windows, Tensor? ties_before, "
+      "float[] densities, int seed, int[] flat_starts, int election, int reduction, "
+      "int zero_sign, float[] lambdas, int least, bool strict) -> Tensor");
+  // Adds to counts, int64 [tasks, bins], how often magnitudes occur: by the upper 16 bits of their
+  // keys where `upper` is empty; else those with the task's upper bits by the lower 15.
+  m.def(
+      "magnitude_histogram_(Tensor(a!) counts, Tensor[] base, Tensor[] finetuned, int[] vectors, "
+      "int[] upper) -> ()");
+  // How many parameters of each block have the keys low and high, int64 [blocks, tasks, 2].
+  m.def(
+      "magnitude_ties(Tensor[] base, Tensor[] finetuned, int[] vectors, Tensor windows) -> Tensor");
+  // Sums over a, b and a - b by block, float64 [blocks, sums]: merging/compare_weights.h.
+  m.def("compare_weights(Tensor[] first, Tensor[] second) -> Tensor");
 }

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import accumulate_dtype
-from .._reference import use_reference
+from ..._checks import accumulate_dtype
+from ..._reference import use_reference
 
 if TYPE_CHECKING:
-    from ..merging import TallMasks
-    from ..merging.state_dict import Model
+    from ...merging import TallMasks
+    from ...merging.state_dict import Model
 
 __all__ = [
     "mask_apply",
@@ -49,7 +49,7 @@ def tall_masks(
     comparison: str = "strict",
 ) -> TallMasks:
     """Reference of :func:`robustcore.merging.tall_masks`."""
-    from .. import merging
+    from ... import merging
 
     with use_reference():
         return merging.tall_masks(

@@ -1,0 +1,50 @@
+// Sums over two lists of weights, d = a - b. Host and device, no torch.
+//
+// A block of kMergeBlock parameters gives one row of sums in float64. Parameter i of the block
+// belongs to lane i % kLanes; a lane adds its parameters in order, then halves of the lanes are
+// added until one is left. So rows have the same bits on every device and for any cut into blocks.
+#pragma once
+
+#include "merging/magnitudes.h"
+#include "merging/storage.h"
+#include "merging/tall_masks.h"
+
+namespace robustcore {
+
+constexpr int kCompareLanes = 256;
+
+enum CompareSum : int {
+  kDifferenceL1,
+  kDifferenceSquares,
+  kFirstSquares,
+  kSecondSquares,
+  kProducts,
+  kDifferentCount,   // parameters with d != 0
+  kLargestDifference,  // max |d|
+  kNonfiniteCount,   // parameters of which a or b is not finite
+  kFirstL1,
+  kSecondL1,
+  kCompareSums,
+};
+
+// The terms of one parameter. Squares and products of float32 are exact in float64.
+RC_INLINE void compare_terms(double a, double b, double* terms) {
+  const double d = a - b;
+  terms[kDifferenceL1] = magnitude(d);
+  terms[kDifferenceSquares] = rounded_product(d, d);
+  terms[kFirstSquares] = rounded_product(a, a);
+  terms[kSecondSquares] = rounded_product(b, b);
+  terms[kProducts] = rounded_product(a, b);
+  terms[kDifferentCount] = d == 0 ? 0 : 1;
+  terms[kLargestDifference] = magnitude(d);
+  terms[kNonfiniteCount] = d - d == 0 ? 0 : 1;
+  terms[kFirstL1] = magnitude(a);
+  terms[kSecondL1] = magnitude(b);
+}
+
+RC_INLINE double join_sums(int which, double first, double second) {
+  if (which == kLargestDifference) return first > second ? first : second;
+  return first + second;
+}
+
+}  // namespace robustcore

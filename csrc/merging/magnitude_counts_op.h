@@ -1,0 +1,55 @@
+// Checks shared by the CPU and the CUDA registration of magnitude_histogram_ and magnitude_ties.
+#pragma once
+
+#include <vector>
+
+#include "common/tensor.h"
+#include "merging/magnitudes.h"
+#include "merging/model_pieces.h"
+
+namespace robustcore {
+
+struct HistogramArguments {
+  int64_t tasks, pieces, bins;
+  int64_t parameters = 0;
+
+  HistogramArguments(const char* op, const Tensor& counts, const std::vector<Tensor>& base,
+                     const std::vector<Tensor>& finetuned, const std::vector<int64_t>& vectors,
+                     const std::vector<int64_t>& upper)
+      : tasks(static_cast<int64_t>(vectors.size())),
+        pieces(static_cast<int64_t>(base.size())),
+        bins(upper.empty() ? kUpperBins : kLowerBins) {
+    check_pieces(op, "base", base, base, 1);
+    check_pieces(op, "finetuned", finetuned, base, tasks);
+    RC_CHECK(upper.empty() || static_cast<int64_t>(upper.size()) == tasks, op,
+             ": upper must be empty or hold one number per task");
+    check_type(op, "counts", counts, ScalarType::Long);
+    check_numel(op, "counts", counts, tasks * bins);
+    RC_CHECK(counts.is_contiguous(), op, ": counts must be contiguous");
+    if (pieces) check_same_device(op, "counts", counts, base[0]);
+    for (const Tensor& tensor : base) parameters += tensor.numel();
+  }
+};
+
+struct TieArguments {
+  int64_t tasks, pieces;
+  int64_t blocks = 0;
+  const int64_t* windows;
+
+  TieArguments(const char* op, const std::vector<Tensor>& base,
+               const std::vector<Tensor>& finetuned, const std::vector<int64_t>& vectors,
+               const Tensor& given)
+      : tasks(static_cast<int64_t>(vectors.size())), pieces(static_cast<int64_t>(base.size())) {
+    RC_CHECK(pieces >= 1, op, ": base must hold at least one tensor");
+    check_pieces(op, "base", base, base, 1);
+    check_pieces(op, "finetuned", finetuned, base, tasks);
+    windows = table<int64_t>(op, "windows", given, ScalarType::Long,
+                             pieces * tasks * kWindowColumns);
+    for (const Tensor& tensor : base) blocks += merge_blocks(tensor.numel());
+  }
+  MagnitudeWindow window(int64_t piece, int64_t task) const {
+    return window_at(windows + (piece * tasks + task) * kWindowColumns);
+  }
+};
+
+}  // namespace robustcore

@@ -1,0 +1,143 @@
+// Merging of task vectors: the mathematics of one parameter. Host and device, no torch.
+//
+//   tau_t = theta_t - theta_0                        (or theta_t itself where it is a task vector)
+//   s_t = rescale_t tau_t  where tau_t stays, else 0 (magnitude window, random drop)
+//   v = sum_t w_t s_t                                over all t, or over those that agree with an
+//                                                    elected sign, divided as the reduction says
+//   v = v  where at least k tasks keep the parameter, else 0       (Consensus of TALL-masks)
+//   out = base_factor theta_0 + scale v
+//
+// in this order, one task after the other, every operation rounded by itself: the bits are part of
+// the contract and the same for every device, thread count and cut into slices.
+#pragma once
+
+#include <cstdint>
+
+#include "merging/magnitudes.h"
+#include "merging/storage.h"
+#include "common/random.h"
+#include "merging/tall_masks.h"
+
+namespace robustcore {
+
+// Whose sign the others have to agree with: that of the sum of s_t, of w_t s_t, or of their signs.
+enum class Election : int { kNone, kSum, kWeightedSum, kCount };
+
+// What becomes of the terms w_t s_t that take part (all of them where there is no election).
+enum class Reduction : int {
+  kSum,
+  kMean,          // divided by the number of nonzero terms
+  kWeightedMean,  // divided by the sum of their weights; by 1 where that is below 1e-8
+  kLargest,       // the one of largest magnitude
+};
+
+// A task's part in one tensor.
+struct TaskOptions {
+  StoredWeights weights;
+  MagnitudeWindow window;
+  double rescale = 1;
+  double weight = 1;
+  bool is_vector = false;
+  bool has_window = false;
+  bool drops = false;         // at random
+  uint32_t keep_below = 0;    // random words below this keep
+};
+
+// One slice of a tensor.
+struct MergeSlice {
+  StoredWeights base;
+  void* out;
+  Storage out_type;
+  int64_t parameters;
+  int64_t flat_start;  // flat index of its first parameter: what random drops are a function of
+  const int64_t* ties_before;  // [blocks, tasks, 2], or null where no window counts ties
+  double base_factor;
+  double scale;
+};
+
+struct MergeMethod {
+  Election election;
+  Reduction reduction;
+  int zero_sign;  // what is elected where votes cancel out: -1, 0 or 1
+  uint64_t seed;
+  // Consensus: a parameter is kept by `least` masks of these lambdas; null for none.
+  const double* lambdas;
+  int least;
+  bool strict;
+};
+
+// What a merge reports, as positions of its counters.
+enum MergeCounter : int {
+  kNonfiniteBase,
+  kNonfiniteTask,  // differences
+  kNonfiniteResult,  // as written
+  kCancelled,      // parameters whose votes cancel out though some task has a say
+  kPositiveVotes,  // elected signs
+  kNegativeVotes,
+  kMergeCounters,
+};
+
+template <class Acc>
+RC_INLINE bool is_finite(Acc x) {
+  return x - x == Acc(0);
+}
+
+template <class Acc>
+RC_INLINE Acc sign_of(Acc x) {
+  return static_cast<Acc>(x > Acc(0)) - static_cast<Acc>(x < Acc(0));
+}
+
+// The counter of random numbers for four parameters in flat order. `kDropStream` keeps it apart
+// from what else draws numbers from one seed.
+constexpr uint32_t kDropStream = 0x64726f70u;
+
+RC_INLINE RandomWords drop_words(RandomKey key, int64_t quad, int task) {
+  return philox<kPhiloxRounds>(
+      key, {static_cast<uint32_t>(quad), static_cast<uint32_t>(static_cast<uint64_t>(quad) >> 32),
+            static_cast<uint32_t>(task), kDropStream});
+}
+
+template <Election kElection, class Acc>
+RC_INLINE Acc vote_of(Acc s, Acc weight) {
+  if (kElection == Election::kWeightedSum) return rounded_product(weight, s);
+  if (kElection == Election::kCount) return sign_of(s);
+  return s;
+}
+
+// What a parameter's terms come to, one after the other.
+template <Reduction kReduction, class Acc>
+struct Reduced {
+  Acc total = 0;
+  Acc divisor = 0;
+
+  RC_INLINE void add(Acc s, Acc weight, bool takes_part) {
+    const Acc term = takes_part ? rounded_product(weight, s) : Acc(0);
+    if (kReduction == Reduction::kLargest) {
+      total = magnitude(term) > magnitude(total) ? term : total;
+      return;
+    }
+    total += term;
+    if (kReduction == Reduction::kMean) divisor += takes_part && s != Acc(0) ? Acc(1) : Acc(0);
+    if (kReduction == Reduction::kWeightedMean) {
+      divisor += takes_part && s != Acc(0) ? weight : Acc(0);
+    }
+  }
+  RC_INLINE Acc value() const {
+    if (kReduction == Reduction::kMean) return total / (divisor > Acc(1) ? divisor : Acc(1));
+    if (kReduction == Reduction::kWeightedMean) {
+      return total / (magnitude(divisor) < Acc(1e-8) ? Acc(1) : divisor);
+    }
+    return total;
+  }
+};
+
+// theta_0 itself, bit for bit, where nothing is added to it.
+template <class Acc>
+RC_INLINE Acc merged_weight(Acc base, Acc base_factor, Acc scale, Acc v) {
+  const Acc change = rounded_product(scale, v);
+  if (base_factor == Acc(0)) return change;
+  const Acc scaled = base_factor == Acc(1) ? base : rounded_product(base_factor, base);
+  return change == Acc(0) ? scaled : scaled + change;
+}
+
+}  // namespace robustcore
