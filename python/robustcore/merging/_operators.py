@@ -231,3 +231,9 @@ def _apply_inplace_with_versions(base: Any, merged: Any, mask: Any) -> None:
 _library = torch.library.Library("robustcore", "IMPL")
 _library.impl("mask_apply_", _apply_inplace_with_autograd, "Autograd")
 _library.impl("mask_apply_", _apply_inplace_with_versions, "ADInplaceOrView")
+
+
+merge_weights_ = _call("merge_weights_")
+magnitude_histogram_ = _call("magnitude_histogram_")
+magnitude_ties = _call("magnitude_ties")
+compare_weights = _call("compare_weights")

@@ -1,0 +1,1 @@
+"""The streaming engine: plan, chunks, facts that are gathered first, the merge itself."""
