@@ -20,6 +20,7 @@ __all__ = [
     "Recipe",
     "Reduction",
     "Rescale",
+    "Undecided",
     "Window",
 ]
 
@@ -40,6 +41,15 @@ class Reduction(enum.IntEnum):
     MEAN = 1
     WEIGHTED_MEAN = 2
     LARGEST = 3
+
+
+class Undecided(enum.Enum):
+    """What is elected where the votes for a parameter cancel out."""
+
+    NOBODY = 0
+    POSITIVE = 1
+    NEGATIVE = -1
+    MAJORITY = None  # the sign that most parameters of the model elected
 
 
 class Rescale(enum.Enum):
@@ -125,8 +135,7 @@ class Recipe:
     Attributes:
         weights: One number per task, or one for all.
         scale: Factor of the merged vector.
-        majority: Where votes cancel out, the sign that most parameters elected is taken; otherwise
-            +1 if ``positive_ties``, else none.
+        undecided: What is elected where votes cancel out.
     """
 
     window: Window | None = None
@@ -134,8 +143,7 @@ class Recipe:
     rescale: Rescale = Rescale.NONE
     weights: float | tuple[float, ...] = 1.0
     election: Election = Election.NONE
-    majority: bool = False
-    positive_ties: bool = False
+    undecided: Undecided = Undecided.NOBODY
     reduction: Reduction = Reduction.SUM
     consensus: Consensus | None = None
     depth: DepthScale | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..depth import depth_scales
-from ..recipe import Recipe
+from ..recipe import Recipe, Undecided
 from .chunks import BLOCK, Chunk, cut
 from .facts import FactKeeper, MergedNorms
 from .pieces import Pieces, TensorFacts
@@ -167,7 +167,7 @@ class _Run:
         if alpha is None:
             norms = MergedNorms(self._keeper)
             for pieces in self._walk(self.plan.tensors):
-                norms.add(self._dropped(pieces)[0])
+                norms.add(*self._dropped(pieces))
             alpha = norms.alpha(len(self.plan.tasks))
             self.journal.remember("alpha", alpha)
         return float(alpha)
@@ -184,35 +184,36 @@ class _Run:
     # --- the merge itself
 
     def merge(self) -> None:
+        undecided = self.recipe.undecided.value
+        self.report.zero_sign = undecided or 0
+        self._merge_chunks(self.chunks, "merging", again=False)
+        if undecided is not None:
+            return
+        # Only now is it known what the majority is; few chunks have votes that cancel out.
         votes = [0, 0]
         cancelled: list[Chunk] = []
-        for chunk in self._merge_chunks(self.chunks, "merging", 0):
+        for chunk in self.chunks:
             positive, negative, lost = self.journal.recall(f"votes {chunk.index}") or (0, 0, 0)
             votes[0] += positive
             votes[1] += negative
             self.report.cancelled += lost
             if lost:
                 cancelled.append(chunk)
-        if self.recipe.positive_ties:
-            self.report.zero_sign = 1
-        if not self.recipe.majority:
-            return
-        # Only now is it known what the majority is; few chunks have votes that cancel out.
         self.report.zero_sign = (votes[0] > votes[1]) - (votes[0] < votes[1])
-        if self.report.zero_sign:
-            self._merge_chunks(cancelled, "cancelled votes", self.report.zero_sign)
+        if self.report.zero_sign and cancelled:
+            self._merge_chunks(cancelled, "cancelled votes", again=True)
 
-    def _merge_chunks(self, chunks: Sequence[Chunk], what: str, zero_sign: int) -> Sequence[Chunk]:
-        again = zero_sign != 0
-        zero_sign = 1 if self.recipe.positive_ties else zero_sign
+    def _merge_chunks(self, chunks: Sequence[Chunk], what: str, *, again: bool) -> None:
+        zero_sign = self.report.zero_sign
         left = [chunk for chunk in chunks if again or not self._is_done(chunk)]
         running: dict[str, TensorFacts] = {}
         total = sum(chunk.parameters for chunk in chunks)
-        done = total - sum(chunk.parameters for chunk in left)
-        self.report.walks += (total - done) / max(1, self.plan.num_parameters)
-        self._tell(what, done, total)
         if again and any(self._keeper.counts_ties(t.key) for t in self.plan.tensors):
             left = list(self.chunks)  # ties are counted from the start of a tensor
+        left_parameters = sum(chunk.parameters for chunk in left)
+        done, total = max(0, total - left_parameters), max(total, left_parameters)
+        self.report.walks += left_parameters / max(1, self.plan.num_parameters)
+        self._tell(what, done, total)
 
         def compute(chunk: Chunk, pieces: Pieces, out: list[Tensor]) -> None:
             nonlocal done
@@ -220,7 +221,7 @@ class _Run:
             dropped, recipe = self._dropped(pieces)
             counters = dropped.merge(recipe, facts, out, zero_sign=zero_sign)
             self._check(pieces, counters)
-            if self.recipe.majority and not again:
+            if self.recipe.undecided is Undecided.MAJORITY and not again:
                 self.journal.remember(
                     f"votes {chunk.index}", counters.sum(0)[[4, 5, 3]].tolist()
                 )
@@ -228,7 +229,6 @@ class _Run:
             self._tell(what, done, total)
 
         self._stream.merge(left, compute, self.sink, lambda chunk: self.journal.mark_done(chunk.index))
-        return chunks
 
     def _is_done(self, chunk: Chunk) -> bool:
         # A cut tensor whose ties are counted is merged again from its start.

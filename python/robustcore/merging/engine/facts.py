@@ -163,7 +163,7 @@ class FactKeeper:
         for task in range(self._tasks):
             alone = [float(other == task) for other in range(self._tasks)]
             entry = TensorFacts(facts.windows, [1.0] * self._tasks, alone, 0.0, 1.0, copy.deepcopy(ties))
-            after = group.merged_vectors(bare, [entry])
+            after, _ = group.merged_vectors(bare, [entry])
             facts.ties = entry.ties
             before = group.task_vectors(task)
             sums = implementation(before[0]).compare_weights(before, after)
@@ -228,23 +228,37 @@ def _l1_factors(norms: _BlockSums) -> list[float]:
 
 
 class MergedNorms:
-    """||sum tau_t||_1 and ||tau_M||_1 over the whole model, for LiNeS."""
+    """||sum tau_t||_1 and ||tau_M||_1 over the whole model, for LiNeS.
+
+    What the majority elects is known at the end only: the norm is taken for each sign.
+    """
 
     def __init__(self, keeper: FactKeeper) -> None:
         self._keeper = keeper
-        self._sums = _BlockSums(2)
+        decided = keeper.recipe.undecided.value
+        self._signs = (-1, 0, 1) if decided is None else (decided,)
+        self._sums = _BlockSums(1 + len(self._signs))
+        self._votes = 0
         self._running: dict[str, TensorFacts] = {}
 
-    def add(self, pieces: Pieces) -> None:
+    def add(self, pieces: Pieces, recipe: Recipe) -> None:
+        """``recipe``: what is left to do with these pieces."""
         tasks = pieces.task_count
         facts = self._keeper.of(pieces, self._running)
-        merged = pieces.merged_vectors(self._keeper.recipe, facts)
+        before = [copy.deepcopy(entry.ties) for entry in facts]
         plain = [TensorFacts([ALL] * tasks, [1.0] * tasks, [1.0] * tasks) for _ in facts]
-        summed = pieces.merged_vectors(Recipe(), plain)
-        sums = implementation(merged[0]).compare_weights(summed, merged)
+        summed, _ = pieces.merged_vectors(Recipe(), plain)
+        for index, sign in enumerate(self._signs):
+            for entry, ties in zip(facts, before, strict=True):
+                entry.ties = copy.deepcopy(ties)
+            merged, counters = pieces.merged_vectors(recipe, facts, zero_sign=sign)
+            sums = implementation(merged[0]).compare_weights(summed, merged)
+            self._sums.add(1 + index, sums[:, _SECOND_L1])
         self._sums.add(0, sums[:, _FIRST_L1])
-        self._sums.add(1, sums[:, _SECOND_L1])
+        self._votes += int((counters[:, 4] - counters[:, 5]).sum())
 
     def alpha(self, tasks: int) -> float:
-        summed, merged = self._sums.total(0), self._sums.total(1)
+        elected = (self._votes > 0) - (self._votes < 0)
+        index = self._signs.index(elected) if len(self._signs) > 1 else 0
+        summed, merged = self._sums.total(0), self._sums.total(1 + index)
         return summed / merged / tasks if merged > 0 else 1.0 / tasks

@@ -125,15 +125,17 @@ class Pieces:
             consensus is None or consensus.comparison == "strict",
         )
 
-    def merged_vectors(self, recipe: Recipe, facts: Sequence[TensorFacts]) -> list[Tensor]:
-        """The merged vectors alone, unscaled, in float32 or float64."""
+    def merged_vectors(
+        self, recipe: Recipe, facts: Sequence[TensorFacts], *, zero_sign: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        """The merged vectors alone, unscaled, in float32 or float64, and the counters."""
         bare = [dataclasses.replace(entry, base_factor=0.0, scale=1.0) for entry in facts]
         wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in self.base]
         out = [torch.empty_like(b, dtype=d) for b, d in zip(self.base, wide, strict=True)]
-        self.merge(recipe, bare, out)
+        counters = self.merge(recipe, bare, out, zero_sign=zero_sign)
         for entry, used in zip(facts, bare, strict=True):
             entry.ties = used.ties
-        return out
+        return out, counters
 
     def _ties_before(self, windows: Tensor, facts: Sequence[TensorFacts]) -> Tensor:
         ties = implementation(self.base[0]).magnitude_ties(

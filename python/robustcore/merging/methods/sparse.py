@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..recipe import Drop, Election, Recipe, Reduction, Rescale, Window
+from ..recipe import Drop, Election, Recipe, Reduction, Rescale, Undecided, Window
 from ._options import Weights, choice, count, depth_scale, fraction, number, task_weights
 
 __all__ = [
@@ -28,7 +28,7 @@ def _elected(fields: dict[str, Any]) -> Recipe:
     """With the election of ``ties(mode="per_tensor")``."""
     return Recipe(
         election=Election.WEIGHTED_SUM,
-        positive_ties=True,
+        undecided=Undecided.POSITIVE,
         reduction=Reduction.WEIGHTED_MEAN,
         **fields,
     )

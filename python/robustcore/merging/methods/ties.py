@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..recipe import Election, Recipe, Reduction, Window
+from ..recipe import Election, Recipe, Reduction, Undecided, Window
 from ._options import Weights, choice, depth_scale, fraction, number, task_weights
 
 __all__ = ["ties", "ties_of"]
@@ -56,7 +56,7 @@ def ties_of(window: Window | None, *, mode: str, merge: str, **fields: Any) -> R
         return Recipe(
             window=window,
             election=Election.SUM,
-            majority=True,
+            undecided=Undecided.MAJORITY,
             reduction=_REDUCTIONS[merge],
             **fields,
         )
@@ -66,7 +66,7 @@ def ties_of(window: Window | None, *, mode: str, merge: str, **fields: Any) -> R
     return Recipe(
         window=window,
         election=Election.WEIGHTED_SUM if weighted else Election.SUM,
-        positive_ties=True,
+        undecided=Undecided.POSITIVE,
         reduction=Reduction.WEIGHTED_MEAN if weighted else Reduction.MEAN,
         **fields,
     )
