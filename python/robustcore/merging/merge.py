@@ -14,7 +14,7 @@ from .engine.plan import POLICIES, MergePlan, make_plan
 from .methods import make_recipe
 from .state_dict import Model, check_model, named_models
 
-__all__ = ["merge"]
+__all__ = ["StateDictSink", "merge"]
 
 
 def merge(
@@ -33,7 +33,7 @@ def merge(
     checkpoint, tasks = _checkpoints(op, base, finetuned)
     recipe = make_recipe(op, method, len(tasks), options)
     plan = make_plan(op, checkpoint, tasks, mismatch=mismatch, dtype=dtype)
-    sink = _StateDictSink(plan)
+    sink = StateDictSink(plan)
     execute(op, plan, recipe, sink, how=Execution(max_memory=max_memory, progress=progress, allow_nonfinite=nonfinite == "allow"))
     return sink.model() if not isinstance(base, Tensor) else sink.model()[""]
 
@@ -50,7 +50,7 @@ def _checkpoint(name: str, model: Model) -> Checkpoint:
     return StateDictCheckpoint(name, {"": model} if isinstance(model, Tensor) else model)
 
 
-class _StateDictSink:
+class StateDictSink:
     """A state dict that is filled part by part."""
 
     def __init__(self, plan: MergePlan) -> None:
