@@ -1,5 +1,6 @@
 """Checkpoints of every kind, read in parts."""
 
 from .checkpoint import Checkpoint, StateDictCheckpoint, StoredTensor
+from .safetensors_file import SafetensorsFile
 
-__all__ = ["Checkpoint", "StateDictCheckpoint", "StoredTensor"]
+__all__ = ["Checkpoint", "SafetensorsFile", "StateDictCheckpoint", "StoredTensor"]
