@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import mmap
 import os
 from typing import Any
 
@@ -18,14 +20,16 @@ class InputFile:
     """A file that is read by position, from any number of threads.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: It cannot be opened, or is a folder.
         ValueError: It is not a regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._descriptor = -1
-        if not os.path.isdir(self.path) and not os.path.isfile(self.path):
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(errno.EISDIR, "must be a file", self.path)
+        if not os.path.isfile(self.path):
             os.stat(self.path)  # a missing file is an OSError with its own message
             raise ValueError(f"{self.path}: must be a regular file")
         self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -58,6 +62,10 @@ class InputFile:
                     f"{os.fstat(self._descriptor).st_size}: it was changed while it was read"
                 )
             done += count
+
+    def map(self, offset: int, count: int) -> mmap.mmap:
+        """A private map of a part; ``offset`` must be a multiple of the system's granularity."""
+        return mmap.mmap(self._descriptor, count, offset=offset, access=mmap.ACCESS_COPY)
 
     def identity(self, described_by: bytes) -> dict[str, Any]:
         """Where the file is, size, time of its last change, and SHA-256 of its description."""

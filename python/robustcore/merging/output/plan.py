@@ -171,7 +171,11 @@ def _model_in(folder: str, index_path: str) -> list[str]:
     try:
         with open(index_path, encoding="utf-8") as file:
             shards = set(json.load(file)["weight_map"].values())
-        names = sorted(name for name in shards if os.path.basename(name) == name)
+        names = sorted(
+            name
+            for name in shards
+            if os.path.basename(name) == name and name.endswith(".safetensors")
+        )
         found += [os.path.join(folder, name) for name in names]
         found.append(index_path)
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
