@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "give_mode", "sync_folder"]
 
 
 @contextlib.contextmanager
@@ -35,13 +35,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     descriptor = _open_unnamed(folder)
     if descriptor is None:
         descriptor, temporary = tempfile.mkstemp(prefix=".robustcore-", dir=folder)
-        _give_mode(descriptor, 0o666 & ~_usual_mask())
+        give_mode(descriptor, 0o666 & ~_usual_mask())
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             if mode is not None:
-                _give_mode(descriptor, mode)
+                give_mode(descriptor, mode)
             os.fsync(descriptor)
             if temporary is None and not _link(descriptor, target):
                 temporary = _give_name(descriptor, folder)
@@ -52,7 +52,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _mode_of(target: str) -> int | None:
@@ -103,12 +103,14 @@ def _usual_mask() -> int:
     return mask
 
 
-def _give_mode(descriptor: int, mode: int) -> None:
+def give_mode(descriptor: int, mode: int) -> None:
+    """Sets the permissions of a file where the system can."""
     with contextlib.suppress(AttributeError, OSError):  # not every system or file system can
         os.fchmod(descriptor, mode)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Names that were given or taken in a folder are on the disk."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._checks import FLOATING_DTYPES, accumulate_dtype
+from .checkpoints.safetensors_header import SAFETENSORS_NAMES, is_text
 from .packed_masks import PackedMasks
 from .state_dict import FlatLayout, Model, TensorInfo
 
@@ -54,23 +55,6 @@ REQUIRED = (
     "embedded",
     "metadata_sha256",
 )
-
-
-SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-}
 
 
 class Header:
@@ -321,8 +305,3 @@ def _is_layout(value: Any, *, floating: bool) -> bool:
             return False
     keys = [key for key, _, _ in value]
     return keys == sorted(keys)
-
-
-def is_text(value: Any) -> bool:
-    """A string that UTF-8 can hold, that is without lone surrogates."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

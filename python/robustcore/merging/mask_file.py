@@ -8,10 +8,9 @@ its integer and boolean buffers. Metadata: see ``describe``.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,16 +19,16 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from ._atomic_file import atomic_file
 from ._mask_header import (
-    SAFETENSORS_NAMES,
     Header,
     as_bytes,
     as_json,
     describe,
-    is_text,
     metadata_sha256,
     sha256,
     tensor_values,
 )
+from .checkpoints.checkpoint import StoredTensor
+from .checkpoints.safetensors_header import encode_header, is_text
 from .packed_masks import PackedMasks
 from .state_dict import FlatLayout, Model, matching_tensors
 
@@ -102,19 +101,10 @@ def _write_safetensors(
     The package's own writer makes a temporary file of its own, which stays if the process is
     killed.
     """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for key, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {
-            "dtype": SAFETENSORS_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = as_json(header).encode()
-    text += b" " * (-len(text) % 8)  # data starts aligned
-    file.write(struct.pack("<Q", len(text)))
-    file.write(text)
+    stored = [
+        StoredTensor(key, tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()
+    ]
+    file.write(encode_header(stored, metadata)[0])
     for tensor in tensors.values():
         file.write(as_bytes(tensor))
 

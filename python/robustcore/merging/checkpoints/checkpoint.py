@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ class Checkpoint(abc.ABC):
         is_task_vector: Its floating-point tensors are differences from a base and not weights
             (LoRA adapters); tensors of the base that it does not have are zero.
         is_resident: Parts are views of memory that exists anyway: reading costs nothing.
+        files: Paths of the files that it reads: none of them may be written to.
+        working_memory: Bytes that a read may hold beyond what it was given, in each thread.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Checkpoint(abc.ABC):
     aliases: Mapping[str, str]
     is_task_vector: bool = False
     is_resident: bool = False
+    files: Sequence[str] = ()
+    working_memory: int = 0
 
     @abc.abstractmethod
     def read(self, key: str, start: int, stop: int, into: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class Checkpoint(abc.ABC):
     def identity(self) -> dict[str, Any]:
         """Facts, for JSON, that change when the contents may have: a journal compares them."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to give back is the usual case)
         """Gives back files and maps; later reads fail."""
 
 
