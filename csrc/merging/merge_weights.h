@@ -55,10 +55,14 @@ struct MergeSlice {
   double scale;
 };
 
+constexpr int kMarkCancelled = 2;
+
 struct MergeMethod {
   Election election;
   Reduction reduction;
-  int zero_sign;  // what is elected where votes cancel out: -1, 0 or 1
+  // What is elected where votes cancel out: -1, 0 or 1; or kMarkCancelled: nobody yet, the result is
+  // NaN where some task has a say, and the caller decides.
+  int zero_sign;
   uint64_t seed;
   // Consensus: a parameter is kept by `least` masks of these lambdas; null for none.
   const double* lambdas;

@@ -96,6 +96,13 @@ RC_INLINE void vote(const TaskOptions* tasks, int64_t task_count, int64_t count,
   counters[kPositiveVotes] += positive;
   counters[kNegativeVotes] += negative;
   counters[kCancelled] += cancelled;
+  if (zero_sign == kMarkCancelled) {
+    const Acc mark = std::numeric_limits<Acc>::quiet_NaN();
+    RC_SIMD for (int64_t i = 0; i < count; ++i) {
+      sign[i] = sign[i] == Acc(0) && some_say[i] != 0 ? mark : sign_of(sign[i]);
+    }
+    return;
+  }
   const Acc otherwise = static_cast<Acc>(zero_sign);
   RC_SIMD for (int64_t i = 0; i < count; ++i) {
     sign[i] = sign[i] == Acc(0) ? otherwise : sign_of(sign[i]);
@@ -228,6 +235,11 @@ RC_TARGET_CLONES void merge_block(const MergeMethod& method, const MergeSlice& s
     }
     if (method.lambdas) keep_consensus(method, tasks, task_count, first, count, scratch);
     Acc* const result = scratch.merged;
+    if (method.zero_sign == kMarkCancelled && elected) {
+      RC_SIMD for (int64_t i = 0; i < count; ++i) {
+        result[i] = scratch.sign[i] == scratch.sign[i] ? result[i] : scratch.sign[i];
+      }
+    }
     RC_SIMD for (int64_t i = 0; i < count; ++i) {
       result[i] = merged_weight(scratch.base[i], base_factor, scale, result[i]);
     }

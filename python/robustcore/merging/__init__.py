@@ -1,17 +1,22 @@
-"""Model merging on whole state dicts: task vectors, masks of all tasks, packed masks."""
+"""Model merging: named methods from state dicts or files, task vectors, masks of all tasks."""
 
 from .mask_file import MaskFile, read_mask_file
+from .merge import MergeReport, merge
+from .methods import METHODS
 from .packed_masks import PackedMasks
 from .state_dict import FlatLayout, TensorInfo
 from .tall_masks import TallMasks, tall_masks
 from .task_vectors import multi_task_vector, task_vector
 
 __all__ = [
+    "METHODS",
     "FlatLayout",
     "MaskFile",
+    "MergeReport",
     "PackedMasks",
     "TallMasks",
     "TensorInfo",
+    "merge",
     "multi_task_vector",
     "read_mask_file",
     "tall_masks",

@@ -98,6 +98,11 @@ class StateDictCheckpoint(Checkpoint):
             self._values[key] = value.contiguous().reshape(-1)
             self.tensors[key] = StoredTensor(key, tuple(value.shape), value.dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are: the CPU where there is none."""
+        return next((value.device for value in self._values.values()), torch.device("cpu"))
+
     def read(self, key: str, start: int, stop: int, into: Tensor) -> Tensor:
         return self._values[key][start:stop]
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..depth import depth_scales
-from ..recipe import Recipe, Undecided
+from ..recipe import Recipe
+from ..recipe import Undecided as UndecidedRule
+from .cancelled import MARK, Undecided, can_mark, resolve
 from .chunks import BLOCK, Chunk, cut
 from .facts import FactKeeper, MergedNorms
 from .pieces import Pieces, TensorFacts
@@ -25,6 +27,7 @@ __all__ = ["Execution", "Journal", "MergeReport", "NoJournal", "execute"]
 # to make the work between chunks negligible.
 _PREFERRED_BYTES = 16 << 20
 _LEAST_MEMORY = 32 << 20
+_CHUNKS_OF_A_LAYOUT = 1 << 40
 
 
 class Journal(Protocol):
@@ -127,7 +130,7 @@ class _Run:
         self.op, self.plan, self.recipe = op, plan, recipe
         self.sink, self.how, self.journal = sink, how, journal
         self.report = MergeReport()
-        preferred, largest = _capacities(op, plan, recipe, how)
+        preferred, largest = self._layout(*_capacities(op, plan, recipe, how))
         self._keeper = FactKeeper(recipe, len(plan.tasks), self._scales(None))
         row = recipe.drop is not None and recipe.drop.epsilon is not None
         whole = self._keeper.needs_own_facts or row
@@ -135,6 +138,20 @@ class _Run:
         self.chunks = self._cut(plan.tensors)
         longest = max((chunk.parameters for chunk in self.chunks), default=0)
         self._stream = Stream(plan, longest, how.device)
+
+    def _layout(self, preferred: int, largest: int) -> tuple[int, int]:
+        """How tensors are cut: as in an earlier run if that fits into this one's memory.
+
+        Otherwise its chunks are worth nothing, and numbers of chunks begin after them.
+        """
+        layouts = self.journal.recall("layouts") or []
+        for number, (earlier, most) in enumerate(layouts):
+            if earlier <= largest and most <= largest:
+                self._first_number = number * _CHUNKS_OF_A_LAYOUT
+                return earlier, most
+        self._first_number = len(layouts) * _CHUNKS_OF_A_LAYOUT
+        self.journal.remember("layouts", [*layouts, [preferred, largest]])
+        return preferred, largest
 
     def _scales(self, alpha: float | None) -> dict[str, float]:
         keys = [tensor.key for tensor in self.plan.tensors]
@@ -189,19 +206,34 @@ class _Run:
         self._merge_chunks(self.chunks, "merging", again=False)
         if undecided is not None:
             return
-        # Only now is it known what the majority is; few chunks have votes that cancel out.
-        votes = [0, 0]
-        cancelled: list[Chunk] = []
+        self._decide()
+
+    def _decide(self) -> None:
+        """Elects the sign of the majority, known only now, where votes cancelled out."""
+        votes, again, undecided = [0, 0], [], []
         for chunk in self.chunks:
-            positive, negative, lost = self.journal.recall(f"votes {chunk.index}") or (0, 0, 0)
+            positive, negative, lost, found = self.journal.recall(self._votes(chunk))
             votes[0] += positive
             votes[1] += negative
             self.report.cancelled += lost
-            if lost:
-                cancelled.append(chunk)
+            if found is None:
+                again.append(chunk)
+            else:
+                undecided += [Undecided(*entry) for entry in found]
         self.report.zero_sign = (votes[0] > votes[1]) - (votes[0] < votes[1])
-        if self.report.zero_sign and cancelled:
-            self._merge_chunks(cancelled, "cancelled votes", again=True)
+        if not self.report.zero_sign:
+            return
+        dtypes = {tensor.key: tensor.dtype for tensor in self.plan.tensors}
+        for entry in undecided:
+            results = entry.positive if self.report.zero_sign > 0 else entry.negative
+            values = torch.tensor(results, dtype=torch.float64).to(dtypes[entry.key])
+            for place, value in zip(entry.places, values.split(1), strict=True):
+                self.sink.write(entry.key, place, value)
+        if again:
+            self._merge_chunks(again, "cancelled votes", again=True)
+
+    def _votes(self, chunk: Chunk) -> str:
+        return f"votes {self._first_number + chunk.index}"
 
     def _merge_chunks(self, chunks: Sequence[Chunk], what: str, *, again: bool) -> None:
         zero_sign = self.report.zero_sign
@@ -219,21 +251,34 @@ class _Run:
             nonlocal done
             facts = self._keeper.of(pieces, running)
             dropped, recipe = self._dropped(pieces)
-            counters = dropped.merge(recipe, facts, out, zero_sign=zero_sign)
-            self._check(pieces, counters)
-            if self.recipe.undecided is Undecided.MAJORITY and not again:
+            waits = self.recipe.undecided is UndecidedRule.MAJORITY and not again
+            marks = waits and can_mark(recipe, facts)
+            counters = dropped.merge(recipe, facts, out, zero_sign=MARK if marks else zero_sign)
+            if waits:
+                lost = int(counters[:, 3].sum())
+                found = resolve(dropped, recipe, facts, out) if marks and lost else []
+                if lost and not marks:
+                    found = None
+                elif found is None:
+                    dropped.merge(recipe, facts, out)
+                counters[:, 2] -= counters[:, 3] if marks else 0  # marks are no NaN of the result
+                told = None if found is None else [entry.as_json() for entry in found]
                 self.journal.remember(
-                    f"votes {chunk.index}", counters.sum(0)[[4, 5, 3]].tolist()
+                    self._votes(chunk), [*counters.sum(0)[[4, 5]].tolist(), lost, told]
                 )
+            self._check(pieces, counters)
             done += chunk.parameters
             self._tell(what, done, total)
 
-        self._stream.merge(left, compute, self.sink, lambda chunk: self.journal.mark_done(chunk.index))
+        self._stream.merge(left, compute, self.sink, self._mark_done)
 
     def _is_done(self, chunk: Chunk) -> bool:
         # A cut tensor whose ties are counted is merged again from its start.
         counts = any(self._keeper.counts_ties(piece.tensor.key) for piece in chunk.slices)
-        return not counts and self.journal.is_done(chunk.index)
+        return not counts and self.journal.is_done(self._first_number + chunk.index)
+
+    def _mark_done(self, chunk: Chunk) -> None:
+        self.journal.mark_done(self._first_number + chunk.index)
 
     def _dropped(self, pieces: Pieces) -> tuple[Pieces, Recipe]:
         """The pieces with what the kernel cannot do itself done, and what is left for it."""

@@ -27,6 +27,10 @@ _SLACK = 1 << 16
 class Sink(Protocol):
     """Where a merge writes to."""
 
+    def place(self, key: str, start: int, stop: int) -> Tensor | None:
+        """Memory that is the result's own, on the device of the merge, or None: then :meth:`write`
+        is called."""
+
     def write(self, key: str, start: int, values: Tensor) -> None:
         """Elements from ``start`` of a tensor, row-major; called from one thread at a time."""
 
@@ -77,11 +81,15 @@ class Stream:
             stack.callback(lambda: [future.cancel() for future in pending])
             for chunk, pieces, buffers in self._read_ahead(chunks):
                 # The set's previous chunk was written before its buffers were read into again.
-                out = buffers.results(chunk.slices, self._device)
+                placed = [sink.place(p.tensor.key, p.start, p.stop) for p in chunk.slices]
+                out = buffers.results(chunk.slices, placed, self._device)
                 compute(chunk, pieces, out)
+                if all(place is not None for place in placed):
+                    done(chunk)
+                    continue
                 buffers.busy = writer.submit(_write, chunk, out, sink, done)
                 pending.append(buffers.busy)
-                while pending and pending[0].done():
+                while pending and pending[0].done():  # a failed write ends the merge at once
                     pending.pop(0).result()
             for future in pending:
                 future.result()
@@ -140,7 +148,7 @@ def _write(
     chunk: Chunk, out: Sequence[Tensor], sink: Sink, done: Callable[[Chunk], None]
 ) -> None:
     for piece, values in zip(chunk.slices, out, strict=True):
-        sink.write(piece.tensor.key, piece.start, values.cpu())
+        sink.write(piece.tensor.key, piece.start, values)
     done(chunk)
 
 
@@ -178,9 +186,18 @@ class _Buffers:
         self._used[index] = needed
         return self._bytes[index][start:needed].view(dtype)
 
-    def results(self, slices: Sequence[Slice], device: torch.device) -> list[Tensor]:
+    def results(
+        self, slices: Sequence[Slice], placed: Sequence[Tensor | None], device: torch.device
+    ) -> list[Tensor]:
         index = len(self._models)
         self.rewind(index)
-        if device.type != "cpu":
-            return [torch.empty(s.parameters, dtype=s.tensor.dtype, device=device) for s in slices]
-        return [self.take(index, s.parameters, s.tensor.dtype) for s in slices]
+        results = []
+        for piece, place in zip(slices, placed, strict=True):
+            count, dtype = piece.parameters, piece.tensor.dtype
+            if place is not None:
+                results.append(place)
+            elif device.type != "cpu":
+                results.append(torch.empty(count, dtype=dtype, device=device))
+            else:
+                results.append(self.take(index, count, dtype))
+        return results

@@ -26,6 +26,7 @@ __all__ = [
 _BLOCK = 4096
 _WORD = 0xFFFFFFFF
 _LANES = 256
+_MARK_CANCELLED = 2
 
 
 def magnitude_keys(values: Tensor) -> Tensor:
@@ -129,6 +130,8 @@ def merge_weights_(
                 for theta, value in zip(thetas, lambdas, strict=True)
             ]
             merged = merged.where(torch.stack(masks).sum(0) >= least, 0)
+        if sign is not None and zero_sign == _MARK_CANCELLED:
+            merged = torch.where(sign.isnan(), torch.nan, merged)
         base_factor, scale = scales[piece].to(origin.dtype)
         change = scale * merged
         if base_factor == 0:
@@ -154,6 +157,8 @@ def _elect(
     counters[3] = ((total == 0) & some_say).sum()
     counters[4] = (total > 0).sum()
     counters[5] = (total < 0).sum()
+    if zero_sign == _MARK_CANCELLED:
+        return torch.where((total == 0) & some_say, torch.nan, total.sign())
     return torch.where(total == 0, float(zero_sign), total.sign())
 
 
