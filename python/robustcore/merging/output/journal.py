@@ -132,6 +132,10 @@ class Journal:
         with self._guard:
             return frozenset(self._done)
 
+    def is_done(self, part: int) -> bool:
+        with self._guard:
+            return part in self._done
+
     def mark_done(self, part: int) -> None:
         with self._guard:
             if part not in self._done:

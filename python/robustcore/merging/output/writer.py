@@ -51,7 +51,7 @@ class CheckpointWriter:
 
     Attributes:
         plan: The files, their sizes, the journal.
-        journal: ``remember`` and ``recall`` keep results that later parts need.
+        journal: What is done, and results that later parts need.
         resumed: It goes on with an earlier run.
 
     Raises:
@@ -71,7 +71,7 @@ class CheckpointWriter:
         ...     tensors = [StoredTensor("weight", (2, 2), torch.float32)]
         ...     with CheckpointWriter(path, tensors, identity={"job": 1}) as writer:
         ...         for part in range(2):
-        ...             if part not in writer.done:
+        ...             if not writer.is_done(part):
         ...                 writer.write("weight", 2 * part, torch.full((2,), float(part)))
         ...                 writer.mark_done(part)
         ...     load_file(path)["weight"].tolist()
@@ -169,10 +169,17 @@ class CheckpointWriter:
             raise
         return False
 
-    @property
-    def done(self) -> frozenset[int]:
-        """Numbers of the parts that :meth:`mark_done` was told of, in earlier runs too: a copy."""
-        return self.journal.done
+    def is_done(self, part: int) -> bool:
+        """Whether :meth:`mark_done` was told of a part, in this or an earlier run."""
+        return self.journal.is_done(part)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keeps a result that later parts need, in JSON, for this and later runs."""
+        self.journal.remember(name, value)
+
+    def recall(self, name: str) -> Any:
+        """What :meth:`remember` was given, as JSON keeps it, or None."""
+        return self.journal.recall(name)
 
     def write(self, key: str, start: int, values: Tensor) -> None:
         """Writes elements ``[start, start + len(values))`` of a tensor; from any thread.
@@ -250,7 +257,7 @@ class CheckpointWriter:
             return
         self._wait_for_sync()
         self._raise_sync_error()
-        if parts is not None and (missing := set(range(parts)) - self.done):
+        if parts is not None and (missing := set(range(parts)) - self.journal.done):
             raise ValueError(
                 f"{self.plan.files[0].path}: all {parts} parts must be done, got {len(missing)} "
                 f"that are not: {sorted(missing)[:10]}"
