@@ -193,11 +193,18 @@ def prepare(
     floating = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if dtype is not None and dtype not in floating:
         raise ValueError(f"{op}: dtype must be a floating-point dtype, got {dtype}")
-    tasks = _tasks(op, finetuned)
-    recipe = make_recipe(op, method, len(tasks), options)
-    first = open_source("base", base)
-    models = {name: open_source(f"finetuned[{name!r}]", model) for name, model in tasks.items()}
+    recipe = make_recipe(op, method, len(_tasks(op, finetuned)), options)
+    first, models = open_tasks(op, base, finetuned)
     return make_plan(op, first, models, mismatch=mismatch, dtype=dtype), recipe
+
+
+def open_tasks(op: str, base: Any, finetuned: Any) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """The base and the tasks by name, opened."""
+    tasks = _tasks(op, finetuned)
+    first = open_source("base", base)
+    return first, {
+        name: open_source(f"finetuned[{name!r}]", model) for name, model in tasks.items()
+    }
 
 
 def write_merged(

@@ -136,6 +136,7 @@ class Recipe:
         weights: One number per task, or one for all.
         scale: Factor of the merged vector.
         undecided: What is elected where votes cancel out.
+        adds_to_base: The result is a model; otherwise it is the scaled merged vector alone.
     """
 
     window: Window | None = None
@@ -149,6 +150,7 @@ class Recipe:
     depth: DepthScale | None = None
     mixing: Mixing | None = None
     scale: float = 1.0
+    adds_to_base: bool = True
 
     def weights_of(self, tasks: int) -> list[float]:
         if isinstance(self.weights, tuple):

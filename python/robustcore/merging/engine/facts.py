@@ -152,6 +152,7 @@ class FactKeeper:
             list(windows),
             [factor] * self._tasks,
             self.recipe.weights_of(self._tasks),
+            base_factor=1.0 if self.recipe.adds_to_base else 0.0,
             scale=self.scales[key],
         )
 
