@@ -5,6 +5,7 @@ from .merge import MergeReport, merge
 from .methods import METHODS
 from .packed_masks import PackedMasks
 from .pipeline import TaskVectors
+from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
 from .tall_masks import TallMasks, tall_masks
 from .task_vectors import multi_task_vector, task_vector
@@ -15,12 +16,15 @@ __all__ = [
     "MaskFile",
     "MergeReport",
     "PackedMasks",
+    "SearchResult",
     "TallMasks",
     "TaskVectors",
     "TensorInfo",
     "merge",
     "multi_task_vector",
     "read_mask_file",
+    "search",
+    "select_lambdas",
     "tall_masks",
     "task_vector",
 ]

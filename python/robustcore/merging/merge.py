@@ -267,12 +267,14 @@ def _device(base: Checkpoint, device: torch.device | str | None) -> torch.device
 
 
 class StateDictSink:
-    """A state dict that is filled part by part."""
+    """A state dict that is filled part by part: a new one, or one given to be overwritten."""
 
-    def __init__(self, plan: MergePlan, device: torch.device) -> None:
+    def __init__(
+        self, plan: MergePlan, device: torch.device, given: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._plan = plan
         carried = {info.key for info in plan.carried}
-        self._values = {
+        self._values = dict(given) if given is not None else {
             info.key: torch.empty(
                 info.shape, dtype=info.dtype, device="cpu" if info.key in carried else device
             )

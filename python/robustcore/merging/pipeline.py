@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
-from .engine.execute import Execution, MergeReport, execute
+from .checkpoints import StateDictCheckpoint
+from .engine.execute import Execution, MergeReport, execute, merged_alpha
 from .engine.plan import MergePlan, make_plan
 from .merge import Progress, Source, StateDictSink, open_tasks, write_merged
 from .methods import make_recipe
@@ -218,10 +219,36 @@ class TaskVectors:
         how = Execution(max_memory, torch.device(device))
         return self._run("TaskVectors.vector", plan, recipe, how)[0]
 
+    def unscaled(self) -> TaskVectors:
+        """Without the steps that only scale the merged vector."""
+        return self._with(scale=1.0, depth=None)
+
+    def norm_alpha(self) -> float | None:
+        """What LiNeS takes for alpha where none is given."""
+        return merged_alpha("TaskVectors", self.plan, self.recipe)
+
+    def add_vector(self, vector: Any, alpha: float | None = None, *, into: Any = None) -> Any:
+        """The base plus ``vector``, what :meth:`vector` gives unscaled, scaled by these steps.
+
+        Args:
+            alpha: For :meth:`scale_by_depth` without one: :meth:`norm_alpha`.
+            into: A model that this returned before, to be overwritten.
+        """
+        values = {"": vector} if isinstance(vector, Tensor) else vector
+        checkpoint = StateDictCheckpoint("vector", values, is_task_vector=True)
+        plan = make_plan("TaskVectors.add_vector", self.plan.base, {"vector": checkpoint})
+        depth = self.recipe.depth
+        if depth is not None and depth.alpha is None:
+            depth = dataclasses.replace(depth, alpha=alpha)
+        recipe = Recipe(scale=self.recipe.scale, depth=depth)
+        how = Execution(device=next(iter(values.values())).device)
+        return self._run("TaskVectors.add_vector", plan, recipe, how, into)[0]
+
     def _run(
-        self, op: str, plan: MergePlan, recipe: Recipe, how: Execution
+        self, op: str, plan: MergePlan, recipe: Recipe, how: Execution, into: Any = None
     ) -> tuple[Any, MergeReport]:
-        sink = StateDictSink(plan, how.device)
+        given = {"": into} if isinstance(into, Tensor) else into
+        sink = StateDictSink(plan, how.device, given)
         report = execute(op, plan, recipe, sink, how=how)
         merged = sink.model()
         return (merged[""] if self._is_tensor else merged), report

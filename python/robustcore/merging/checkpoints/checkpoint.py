@@ -81,8 +81,11 @@ class StateDictCheckpoint(Checkpoint):
 
     is_resident = True
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, name: str, tensors: Mapping[str, Tensor], *, is_task_vector: bool = False
+    ) -> None:
         self.name = name
+        self.is_task_vector = is_task_vector
         self._values: dict[str, Tensor] = {}
         self.tensors = {}
         self.aliases = {}

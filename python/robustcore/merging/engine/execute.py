@@ -117,6 +117,21 @@ def execute(
     return run.report
 
 
+def merged_alpha(op: str, plan: MergePlan, recipe: Recipe) -> float | None:
+    """LiNeS's alpha for the vector that a recipe merges, None where it is given."""
+    run = _Run(op, plan, recipe, _NoSink(), Execution(), NoJournal())
+    run.gather()
+    return run.report.alpha
+
+
+class _NoSink:
+    def place(self, key: str, start: int, stop: int) -> Tensor | None:
+        raise AssertionError("nothing is merged")
+
+    def write(self, key: str, start: int, values: Tensor) -> None:
+        raise AssertionError("nothing is written")
+
+
 class _Run:
     def __init__(
         self,
