@@ -1,5 +1,6 @@
 """Model merging: named methods from state dicts or files, task vectors, masks of all tasks."""
 
+from .emr import EMRMerge, emr_merge
 from .mask_file import MaskFile, read_mask_file
 from .merge import MergeReport, merge
 from .methods import METHODS
@@ -12,6 +13,7 @@ from .task_vectors import multi_task_vector, task_vector
 
 __all__ = [
     "METHODS",
+    "EMRMerge",
     "FlatLayout",
     "MaskFile",
     "MergeReport",
@@ -20,6 +22,7 @@ __all__ = [
     "TallMasks",
     "TaskVectors",
     "TensorInfo",
+    "emr_merge",
     "merge",
     "multi_task_vector",
     "read_mask_file",

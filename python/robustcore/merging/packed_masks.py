@@ -15,7 +15,17 @@ from ._overwriting import overlapping, refuse_overwriting
 from .state_dict import FlatLayout, Model, matching_tensors
 from .task_vectors import widened
 
-__all__ = ["PackedMasks"]
+__all__ = ["PackedMasks", "pack_mask"]
+
+
+def pack_mask(kept: Tensor) -> Tensor:
+    """A bool tensor [P] as int64 words: bit ``i`` of word ``w`` is element ``64 w + i``."""
+    padded = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.numel() % 64))
+    bits = padded.view(-1, 8)
+    packed = bits[:, 0].clone()
+    for bit in range(1, 8):
+        packed |= bits[:, bit] << bit
+    return packed.view(torch.int64) if kept.numel() else torch.empty(0, dtype=torch.int64)
 
 
 class PackedMasks:
