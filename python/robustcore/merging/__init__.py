@@ -10,6 +10,7 @@ from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
 from .tall_masks import TallMasks, tall_masks
 from .task_vectors import multi_task_vector, task_vector
+from .weight_signature import WeightSignature, robust_weight_signature
 
 __all__ = [
     "METHODS",
@@ -22,10 +23,12 @@ __all__ = [
     "TallMasks",
     "TaskVectors",
     "TensorInfo",
+    "WeightSignature",
     "emr_merge",
     "merge",
     "multi_task_vector",
     "read_mask_file",
+    "robust_weight_signature",
     "search",
     "select_lambdas",
     "tall_masks",

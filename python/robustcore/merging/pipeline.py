@@ -208,7 +208,8 @@ class TaskVectors:
 
     def vector(self, *, max_memory: int = 1 << 30, device: torch.device | str = "cpu") -> Any:
         """The scaled merged vector, a task vector in float32 (float64 for float64)."""
-        if self.recipe.mixing is not None:
+        mixing = self.recipe.mixing
+        if mixing is not None and not mixing.of_task_vectors:
             raise ValueError("TaskVectors.vector: the method gives weights and no task vector")
         tensors = tuple(
             dataclasses.replace(t, dtype=torch.promote_types(t.dtype, torch.float32))

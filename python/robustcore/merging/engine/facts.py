@@ -198,7 +198,8 @@ class FactKeeper:
         total = [
             [products.total(max(i, j) * size + min(i, j)) for j in range(size)] for i in range(size)
         ]
-        return self.recipe.mixing.coefficients(total)
+        base_factor, weights = self.recipe.mixing.coefficients(total)
+        return (base_factor if self.recipe.adds_to_base else 0.0), weights
 
 
 def _as_windows(rows: Sequence[Sequence[int]]) -> list[Window]:
