@@ -379,7 +379,7 @@ def kill_until_done(path, limit, final):
         if os.path.exists(final) and not any(n.endswith(".journal") for n in os.listdir(folder)):
             return kills, 0  # killed after it was done
         # A slow disk must not be hit at the same moment for ever.
-        delay = 1.2 * delay + random.uniform(0, 0.002)
+        delay = 1.3 * delay + random.uniform(0, 0.002)
 
 folder = sys.argv[1]
 print(*kill_until_done(folder + "/out", None, folder + "/out"))
