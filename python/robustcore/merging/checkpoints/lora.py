@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,9 +25,10 @@ from .safetensors_file import SafetensorsFile
 __all__ = ["LoraAdapter"]
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
-# Always the same tiles are computed, so that bits do not depend on the part that is asked for.
-_TILE_ROWS = 64
-_TILE_COLUMNS = 16384
+# Always the same tiles are computed, so that bits do not depend on the part that is asked for. They
+# are so small that one thread scales and copies them: others may be busy with the merge.
+_TILE = 1 << 15
+_TILE_COLUMNS = 512
 # Layers whose factors are kept: the parts of a large layer are read one after the other.
 _KEPT_LAYERS = 2
 _MAXIMUM_LISTED = 20
@@ -57,8 +58,8 @@ class LoraAdapter(Checkpoint):
     :math:`B \in R^{m \times r}` is :math:`s B A`, :math:`s` = lora_alpha / r (with use_rslora
     lora_alpha / √r), in the shape of :math:`W`: for a linear layer (m, n), transposed with
     fan_in_fan_out; for a convolution (m, n / kernel size, kernel size ...); for an embedding the
-    transposed product. It is computed in float32, in tiles of 64 rows and 16384 columns that are
-    always the same; at no time there is more than one tile of it and the factors of two layers.
+    transposed product. It is computed in float32, in tiles that are always the same; at no time
+    there is more than one tile of it and the factors of two layers.
 
     Args:
         path: The folder, or the file of the weights in it.
@@ -94,7 +95,7 @@ class LoraAdapter(Checkpoint):
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
         largest = max((u.rank * (u.rows + u.columns) for u in self._updates.values()), default=0)
         # While a layer's factors are read they are there twice, in their dtype and in float32.
-        self.working_memory = (_KEPT_LAYERS + 2) * 4 * largest + 4 * _TILE_ROWS * _TILE_COLUMNS
+        self.working_memory = (_KEPT_LAYERS + 2) * 4 * largest + 4 * _TILE
 
     def _fail(self, what: str, lines: Iterable[str]) -> NoReturn:
         found = list(lines)
@@ -165,20 +166,26 @@ class LoraAdapter(Checkpoint):
             return into
         update = self._updates[key]
         left, right = self._factors_of(key)
-        columns = update.columns
-        first = start // columns // _TILE_ROWS * _TILE_ROWS
-        for row in range(first, -(-stop // columns), _TILE_ROWS):
-            for column in range(0, columns, _TILE_COLUMNS):
-                # Rows of the tile that the part has, or has a piece of.
-                tile_rows = min(_TILE_ROWS, update.rows - row)
-                tile_columns = min(_TILE_COLUMNS, columns - column)
-                if tile_columns < columns and not _meets(
-                    row, tile_rows, column, tile_columns, columns, start, stop
-                ):
+        width = update.columns
+        columns = min(_TILE_COLUMNS, width)
+        rows = _TILE // columns
+        first = start // width // rows * rows
+        for row in range(first, -(-stop // width), rows):
+            for column in range(0, width, columns):
+                below, after = min(row + rows, update.rows), min(column + columns, width)
+                found = list(_rectangles(row, below, column, after, width, start, stop))
+                if not found:
                     continue
-                tile = left[row : row + tile_rows] @ right[:, column : column + tile_columns]
+                tile = left[row:below] @ right[:, column:after]
                 tile.mul_(update.scaling)
-                _copy_tile(tile, row, column, columns, start, stop, into)
+                for top, bottom, begin, end in found:
+                    part = tile[top - row : bottom - row, begin - column : end - column]
+                    if bottom - top == 1:
+                        at = top * width - start
+                        into[at + begin : at + end] = part[0]
+                    else:
+                        whole = into[top * width - start : bottom * width - start]
+                        whole.view(-1, width)[:, begin:end] = part
         return into
 
     def _factors_of(self, key: str) -> tuple[Tensor, Tensor]:
@@ -212,27 +219,15 @@ class LoraAdapter(Checkpoint):
         self._kept.clear()
 
 
-def _meets(
-    row: int, rows: int, column: int, columns: int, width: int, start: int, stop: int
-) -> bool:
-    """Whether a tile has an element of a range of the row-major order."""
-    return any(
-        max(start, r * width + column) < min(stop, r * width + column + columns)
-        for r in range(row, row + rows)
-    )
-
-
-def _copy_tile(
-    tile: Tensor, row: int, column: int, width: int, start: int, stop: int, into: Tensor
-) -> None:
-    """The elements of a tile that are in [start, stop) of a matrix of that width."""
-    rows, columns = tile.shape
-    if columns == width:
-        begin, end = max(start, row * width), min(stop, (row + rows) * width)
-        into[begin - start : end - start] = tile.view(-1)[begin - row * width : end - row * width]
-        return
-    for r in range(rows):
-        at = (row + r) * width + column
-        begin, end = max(start, at), min(stop, at + columns)
-        if begin < end:
-            into[begin - start : end - start] = tile[r, begin - at : end - at]
+def _rectangles(
+    row: int, below: int, column: int, after: int, width: int, start: int, stop: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """What a tile has of a range of the row-major order: whole rows, and pieces of one row."""
+    first, last = max(row, -(-start // width)), min(below, stop // width)
+    if first < last:
+        yield first, last, column, after
+    for cut in {start // width, stop // width}:
+        if row <= cut < below and not first <= cut < last:
+            begin, end = max(start - cut * width, column), min(stop - cut * width, after)
+            if begin < end:
+                yield cut, cut + 1, begin, end

@@ -169,6 +169,11 @@ class CheckpointWriter:
             raise
         return False
 
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the parts that are done: a copy."""
+        return self.journal.done
+
     def is_done(self, part: int) -> bool:
         """Whether :meth:`mark_done` was told of a part, in this or an earlier run."""
         return self.journal.is_done(part)
