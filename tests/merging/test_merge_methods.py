@@ -260,10 +260,15 @@ VARIANTS += [
 def run(method: str, options: dict[str, Any], kind: Any, how: Execution) -> tuple[Any, MergeReport]:
     base, finetuned = models(TASKS.get(method, 3), torch.bfloat16, rounded=True)
     base["counter"] = torch.tensor(5)
-    tasks = {str(i): kind(str(i), model | {"counter": torch.tensor(i)}) for i, model in enumerate(finetuned)}
+    tasks = {
+        str(i): kind(str(i), model | {"counter": torch.tensor(i)})
+        for i, model in enumerate(finetuned)
+    }
     plan = make_plan("merge", kind("base", base), tasks)
     sink = StateDictSink(plan, torch.device("cpu"))
-    report = execute("merge", plan, make_recipe("merge", method, len(tasks), options), sink, how=how)
+    report = execute(
+        "merge", plan, make_recipe("merge", method, len(tasks), options), sink, how=how
+    )
     return sink.model(), report
 
 
@@ -293,6 +298,8 @@ def test_ties_reads_the_weights_three_times() -> None:
     base, finetuned = models(3)
     tasks = {str(i): StateDictCheckpoint(str(i), model) for i, model in enumerate(finetuned)}
     plan = make_plan("merge", StateDictCheckpoint("base", base), tasks)
-    report = execute("merge", plan, make_recipe("merge", "ties", 3, {}), StateDictSink(plan, torch.device("cpu")))
+    report = execute(
+        "merge", plan, make_recipe("merge", "ties", 3, {}), StateDictSink(plan, torch.device("cpu"))
+    )
     assert report.walks == 3
     assert report.cancelled == 0

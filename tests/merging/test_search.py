@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcore.merging import TaskVectors, merge, multi_task_vector, search, select_lambdas, tall_masks
+from robustcore.merging import (
+    TaskVectors,
+    merge,
+    multi_task_vector,
+    search,
+    select_lambdas,
+    tall_masks,
+)
 
 
 def models(tasks: int = 3) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -16,7 +23,10 @@ def models(tasks: int = 3) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     base = {f"blocks.{i}.w": torch.randn(30, 20, generator=generator) for i in range(3)}
     base["head"] = torch.randn(70, generator=generator).bfloat16()
     finetuned = [
-        {k: v + (torch.randn(v.shape, generator=generator) / 9).to(v.dtype) for k, v in base.items()}
+        {
+            k: v + (torch.randn(v.shape, generator=generator) / 9).to(v.dtype)
+            for k, v in base.items()
+        }
         for _ in range(tasks)
     ]
     return base, [model | {"n": torch.tensor(1)} for model in finetuned]

@@ -13,7 +13,9 @@ __all__ = ["BlockMap", "depth_scales", "find_blocks"]
 _STACKS = "layers|layer|blocks|block|resblocks|h|encoder_layers|transformer_blocks"
 _NUMBERED = re.compile(rf"^(?P<stack>(?:.*\.)?(?:{_STACKS}))\.(?P<number>\d+)(?:\.|$)")
 # ResNets: layer1.0 ... layer4.2 is one stack in two levels.
-_STAGED = re.compile(r"^(?P<stack>(?:.*\.)?(?:layer|stage|stages\.))(?P<stage>\d+)\.(?P<number>\d+)\.")
+_STAGED = re.compile(
+    r"^(?P<stack>(?:.*\.)?(?:layer|stage|stages\.))(?P<stage>\d+)\.(?P<number>\d+)\."
+)
 
 
 @dataclass(frozen=True)

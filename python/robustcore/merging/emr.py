@@ -102,4 +102,3 @@ def emr_merge(base: Model, finetuned: Sequence[Model] | Mapping[str, Model]) -> 
         rows.append(pack_mask(torch.cat(kept) if kept else torch.empty(0, dtype=torch.bool)))
         rescalers[name] = own / left if left > 0 else 0.0
     return EMRMerge(unified, PackedMasks(torch.stack(rows), layout, tuple(models)), rescalers)
-

@@ -274,12 +274,16 @@ class StateDictSink:
     ) -> None:
         self._plan = plan
         carried = {info.key for info in plan.carried}
-        self._values = dict(given) if given is not None else {
-            info.key: torch.empty(
-                info.shape, dtype=info.dtype, device="cpu" if info.key in carried else device
-            )
-            for info in plan.outputs()
-        }
+        self._values = (
+            dict(given)
+            if given is not None
+            else {
+                info.key: torch.empty(
+                    info.shape, dtype=info.dtype, device="cpu" if info.key in carried else device
+                )
+                for info in plan.outputs()
+            }
+        )
 
     def place(self, key: str, start: int, stop: int) -> Tensor | None:
         return self._values[key].view(-1)[start:stop]

@@ -71,7 +71,11 @@ class QuantizedTensor:
         shape = tuple(int(size) for size in fields["shape"])
         bits, scheme = fields["bits"], fields["scheme"]
         numbers = [float(fields[name]) for name in ("low", "high", "unit")]
-        if bits not in (1, 2, 4, 8) or scheme not in SCHEMES or not all(map(math.isfinite, numbers)):
+        if (
+            bits not in (1, 2, 4, 8)
+            or scheme not in SCHEMES
+            or not all(map(math.isfinite, numbers))
+        ):
             raise ValueError(f"the description of a quantised tensor is not valid: {dict(fields)}")
         expected = -(-math.prod(shape) * bits // 8)
         if codes.dtype != torch.uint8 or codes.numel() != expected or min(shape, default=0) < 0:

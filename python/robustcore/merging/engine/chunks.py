@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .plan import MergedTensor
@@ -85,4 +85,3 @@ def _slices(tensor: MergedTensor, limit: int, row: bool) -> Iterator[Slice]:
         return
     for start in range(0, tensor.numel, step):
         yield Slice(tensor, start, min(tensor.numel, start + step))
-

@@ -102,7 +102,7 @@ def execute(
     recipe: Recipe,
     sink: Sink,
     *,
-    how: Execution = Execution(),  # noqa: B008 - frozen
+    how: Execution = Execution(),
     journal: Journal | None = None,
 ) -> MergeReport:
     """Merges and writes all tensors that the plan merges, and copies those it carries.
@@ -174,14 +174,18 @@ class _Run:
         if depth is None:
             return dict.fromkeys(keys, self.recipe.scale)
         alpha = depth.alpha if alpha is None else alpha
-        scales = depth_scales(self.op, keys, 1.0 if alpha is None else alpha, depth.beta, depth.blocks)
+        scales = depth_scales(
+            self.op, keys, 1.0 if alpha is None else alpha, depth.beta, depth.blocks
+        )
         return {key: self.recipe.scale * value for key, value in scales.items()}
 
     # --- facts
 
     def gather(self) -> None:
         kept = self.journal.recall("facts")
-        divided = {piece.tensor.key for c in self.chunks for piece in c.slices if not piece.is_whole}
+        divided = {
+            piece.tensor.key for c in self.chunks for piece in c.slices if not piece.is_whole
+        }
         cut_tensors = [tensor for tensor in self.plan.tensors if tensor.key in divided]
         if kept is None:
             self._keeper.gather(self.plan.tensors, cut_tensors, self._walk)
@@ -319,7 +323,9 @@ class _Run:
         count = len(pieces.base)
         bad = []
         for number, name in enumerate(["base", *self.plan.tasks]):
-            values = pieces.base[index] if not number else pieces.tasks[(number - 1) * count + index]
+            values = (
+                pieces.base[index] if not number else pieces.tasks[(number - 1) * count + index]
+            )
             lost = int((~values.isfinite()).sum())
             if lost:
                 bad.append(f"{name}[{key!r}] has {lost} (of {values.numel()} looked at)")
@@ -365,5 +371,3 @@ def _capacities(op: str, plan: MergePlan, recipe: Recipe, how: Execution) -> tup
     read = sum(t.dtype.itemsize for m in plan.models for t in list(m.tensors.values())[:1])
     preferred = min(largest, _PREFERRED_BYTES // max(1, read))
     return max(BLOCK, preferred), largest
-
-

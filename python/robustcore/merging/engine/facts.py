@@ -47,7 +47,9 @@ class FactKeeper:
 
     # --- walks that come first
 
-    def gather(self, tensors: Sequence[MergedTensor], cut: Sequence[MergedTensor], walk: Walk) -> None:
+    def gather(
+        self, tensors: Sequence[MergedTensor], cut: Sequence[MergedTensor], walk: Walk
+    ) -> None:
         """Walks for what is ranked over the whole model, and for tensors that are cut."""
         rule = self.recipe.window
         if rule is not None and rule.scope == "model":
@@ -163,7 +165,9 @@ class FactKeeper:
         ties = copy.deepcopy(facts.ties)
         for task in range(self._tasks):
             alone = [float(other == task) for other in range(self._tasks)]
-            entry = TensorFacts(facts.windows, [1.0] * self._tasks, alone, 0.0, 1.0, copy.deepcopy(ties))
+            entry = TensorFacts(
+                facts.windows, [1.0] * self._tasks, alone, 0.0, 1.0, copy.deepcopy(ties)
+            )
             after, _ = group.merged_vectors(bare, [entry])
             facts.ties = entry.ties
             before = group.task_vectors(task)

@@ -119,7 +119,9 @@ def ranked_keys(
     if not count:
         return [[] for _ in ranks]
     upper = _summed(walk, [[]])[0]
-    places = [[_find(row, rank) for rank in wanted] for row, wanted in zip(upper, ranks, strict=True)]
+    places = [
+        [_find(row, rank) for rank in wanted] for row, wanted in zip(upper, ranks, strict=True)
+    ]
     lower = _summed(walk, [[row[which].key for row in places] for which in range(count)])
     found: list[list[RankedKey]] = [[] for _ in ranks]
     for which in range(count):
@@ -131,9 +133,7 @@ def ranked_keys(
     return found
 
 
-def _summed(
-    walk: Callable[[], Iterable[Pieces]], uppers: Sequence[Sequence[int]]
-) -> list[Tensor]:
+def _summed(walk: Callable[[], Iterable[Pieces]], uppers: Sequence[Sequence[int]]) -> list[Tensor]:
     """The histograms for each of ``uppers``, from one walk."""
     totals: list[Tensor | None] = [None] * len(uppers)
     for pieces in walk():

@@ -168,5 +168,3 @@ def _lambdas(consensus: Consensus | None, tasks: int) -> list[float]:
         return []
     given = consensus.lambdas
     return list(given) * tasks if len(given) == 1 else list(given)
-
-

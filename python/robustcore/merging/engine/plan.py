@@ -150,7 +150,9 @@ def make_plan(
     errors = [entry for entry in found if entry.action == "error"]
     if errors:
         raise ValueError(_report(op, errors))
-    return MergePlan(base, dict(tasks), tuple(merged), tuple(carried), dict(base.aliases), tuple(found))
+    return MergePlan(
+        base, dict(tasks), tuple(merged), tuple(carried), dict(base.aliases), tuple(found)
+    )
 
 
 def _report(op: str, errors: Sequence[Mismatch]) -> str:
@@ -207,7 +209,9 @@ def _compare_carried(
 ) -> None:
     for name, task in tasks.items():
         other = _found(task, info.key)
-        if task.is_task_vector or (other and (other.shape, other.dtype) == (info.shape, info.dtype)):
+        if task.is_task_vector or (
+            other and (other.shape, other.dtype) == (info.shape, info.dtype)
+        ):
             continue
         wanted = f"{_name(info.dtype)} {info.shape}"
         got = "is missing" if other is None else f"got {_name(other.dtype)} {other.shape}"

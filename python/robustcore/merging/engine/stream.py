@@ -144,9 +144,7 @@ class Stream:
         return values
 
 
-def _write(
-    chunk: Chunk, out: Sequence[Tensor], sink: Sink, done: Callable[[Chunk], None]
-) -> None:
+def _write(chunk: Chunk, out: Sequence[Tensor], sink: Sink, done: Callable[[Chunk], None]) -> None:
     for piece, values in zip(chunk.slices, out, strict=True):
         sink.write(piece.tensor.key, piece.start, values)
     done(chunk)

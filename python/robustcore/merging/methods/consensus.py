@@ -17,7 +17,9 @@ def _consensus(tasks: int, lambdas: Weights, k: int, comparison: str) -> Consens
     values = given if isinstance(given, tuple) else (given,)
     if any(value <= 0 for value in values):
         raise ValueError(f"lambdas must be positive, got {lambdas!r}")
-    return Consensus(values, count("k", k, 0, tasks), choice("comparison", comparison, ("strict", "paper")))
+    return Consensus(
+        values, count("k", k, 0, tasks), choice("comparison", comparison, ("strict", "paper"))
+    )
 
 
 def consensus(

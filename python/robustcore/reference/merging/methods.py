@@ -139,7 +139,9 @@ def consensus_vector(
     base: Tensor, models: Sequence[Tensor], merged: Tensor, lambdas: Sequence[float], k: int
 ) -> Tensor:
     """The merged vector where at least k TALL-masks keep it."""
-    masks = [tall_mask(base, model, merged, value) for model, value in zip(models, lambdas, strict=True)]
+    masks = [
+        tall_mask(base, model, merged, value) for model, value in zip(models, lambdas, strict=True)
+    ]
     return merged.where(torch.stack(masks).sum(0) >= k, 0)
 
 
@@ -151,7 +153,9 @@ def lines_alpha(vectors: Sequence[Tensor], merged: Tensor) -> float:
 
 def slerp(first: Tensor, second: Tensor, t: float, parallel: float = 0.9995) -> Tensor:
     """Interpolation of one tensor along an arc."""
-    cosine = float((first.double() * second.double()).sum() / first.double().norm() / second.double().norm())
+    cosine = float(
+        (first.double() * second.double()).sum() / first.double().norm() / second.double().norm()
+    )
     if abs(cosine) > parallel:
         return (1 - t) * first + t * second
     angle = math.acos(cosine)
