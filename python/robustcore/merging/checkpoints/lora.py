@@ -9,8 +9,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,11 +26,15 @@ from .safetensors_file import SafetensorsFile
 
 __all__ = ["LoraAdapter"]
 
+Matrix: TypeAlias = npt.NDArray[np.float32]
+
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 # Always the same tiles are computed, so that bits do not depend on the part that is asked for. They
-# are so small that one thread scales and copies them: others may be busy with the merge.
-_TILE = 1 << 15
-_TILE_COLUMNS = 512
+# are so small that linear algebra libraries use one thread: others are busy with the merge, and the
+# sum of a row of factors is always in the same order.
+_TILE_WORK = 1 << 18
+_TILE_COLUMNS = 256
+_TILE_RANK = 64
 # Layers whose factors are kept: the parts of a large layer are read one after the other.
 _KEPT_LAYERS = 2
 _MAXIMUM_LISTED = 20
@@ -92,10 +98,10 @@ class LoraAdapter(Checkpoint):
         self.aliases = {}
         self.files = (config_path, *self._factors.files)
         self._guard = threading.Lock()
-        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Matrix, Matrix]] = OrderedDict()
         largest = max((u.rank * (u.rows + u.columns) for u in self._updates.values()), default=0)
         # While a layer's factors are read they are there twice, in their dtype and in float32.
-        self.working_memory = (_KEPT_LAYERS + 2) * 4 * largest + 4 * _TILE
+        self.working_memory = (_KEPT_LAYERS + 2) * 4 * largest + 8 * _TILE_WORK
 
     def _fail(self, what: str, lines: Iterable[str]) -> NoReturn:
         found = list(lines)
@@ -166,9 +172,10 @@ class LoraAdapter(Checkpoint):
             return into
         update = self._updates[key]
         left, right = self._factors_of(key)
+        target, scaling = into.numpy(), np.float32(update.scaling)
         width = update.columns
         columns = min(_TILE_COLUMNS, width)
-        rows = _TILE // columns
+        rows = _TILE_WORK // (columns * min(_TILE_RANK, update.rank))
         first = start // width // rows * rows
         for row in range(first, -(-stop // width), rows):
             for column in range(0, width, columns):
@@ -176,26 +183,27 @@ class LoraAdapter(Checkpoint):
                 found = list(_rectangles(row, below, column, after, width, start, stop))
                 if not found:
                     continue
-                tile = left[row:below] @ right[:, column:after]
-                tile.mul_(update.scaling)
+                tile = _product(left[row:below], right[:, column:after])
                 for top, bottom, begin, end in found:
                     part = tile[top - row : bottom - row, begin - column : end - column]
                     if bottom - top == 1:
                         at = top * width - start
-                        into[at + begin : at + end] = part[0]
+                        np.multiply(part[0], scaling, out=target[at + begin : at + end])
                     else:
-                        whole = into[top * width - start : bottom * width - start]
-                        whole.view(-1, width)[:, begin:end] = part
+                        whole = target[top * width - start : bottom * width - start]
+                        np.multiply(part, scaling, out=whole.reshape(-1, width)[:, begin:end])
         return into
 
-    def _factors_of(self, key: str) -> tuple[Tensor, Tensor]:
+    def _factors_of(self, key: str) -> tuple[Matrix, Matrix]:
         with self._guard:
             if key not in self._kept:
                 update = self._updates[key]
                 a, b = self._factor(update.key_a), self._factor(update.key_b)
                 a, b = a.view(update.rank, -1), b.view(-1, update.rank)
-                pair = (a.t().contiguous(), b.t().contiguous()) if update.transposed else (b, a)
-                self._kept[key] = pair
+                left, right = (
+                    (a.t().contiguous(), b.t().contiguous()) if update.transposed else (b, a)
+                )
+                self._kept[key] = left.numpy(), right.numpy()
                 while len(self._kept) > _KEPT_LAYERS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
@@ -217,6 +225,13 @@ class LoraAdapter(Checkpoint):
     def close(self) -> None:
         self._factors.close()
         self._kept.clear()
+
+
+def _product(left: Matrix, right: Matrix) -> Matrix:
+    tile = left[:, :_TILE_RANK] @ right[:_TILE_RANK]
+    for begin in range(_TILE_RANK, len(right), _TILE_RANK):
+        tile += left[:, begin : begin + _TILE_RANK] @ right[begin : begin + _TILE_RANK]
+    return tile
 
 
 def _rectangles(
