@@ -206,7 +206,7 @@ def test_scaling_by_depth(method: str) -> None:
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_slerp(t: float) -> None:
-    base, finetuned = models(1)
+    base, _ = models(1)
     other = {key: torch.randn_like(value) for key, value in base.items()}
     other["norm"] = base["norm"] * 2  # parallel
     expected = {key: reference.slerp(base[key], other[key], t) for key in base if base[key].numel()}

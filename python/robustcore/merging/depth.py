@@ -65,7 +65,7 @@ def _by_pattern(op: str, keys: list[str], pattern: str) -> dict[str, tuple[int, 
         raise ValueError(f"{op}: blocks must be a regular expression: {error}") from None
     if compiled.groups != 1:
         raise ValueError(f"{op}: blocks must have one group, the number, got {compiled.groups}")
-    placed = {}
+    placed: dict[str, tuple[int, ...]] = {}
     for key in keys:
         match = compiled.search(key)
         if match and match[1] is not None:

@@ -58,8 +58,8 @@ def emr_merge(base: Model, finetuned: Sequence[Model] | Mapping[str, Model]) -> 
         finetuned: The models, a sequence or a mapping from task names.
 
     Returns:
-        An :class:`EMRMerge`: the size of one model, and per task one bit per parameter and a number.
-        A task that changed nothing gets the rescaler 0.
+        An :class:`EMRMerge`: the size of one model, and per task one bit per parameter and a
+        number. A task that changed nothing gets the rescaler 0.
 
     Raises:
         TypeError: An argument is not a model, or not a sequence or mapping of models.
@@ -73,7 +73,8 @@ def emr_merge(base: Model, finetuned: Sequence[Model] | Mapping[str, Model]) -> 
         >>> import torch
         >>> from robustcore.merging import emr_merge
         >>> base = torch.zeros(3)
-        >>> merged = emr_merge(base, {"a": torch.tensor([2.0, 1, 0]), "b": torch.tensor([-1.0, 1, 4])})
+        >>> tasks = {"a": torch.tensor([2.0, 1, 0]), "b": torch.tensor([-1.0, 1, 4])}
+        >>> merged = emr_merge(base, tasks)
         >>> merged.unified
         tensor([2., 1., 4.])
         >>> merged.apply("a", base)

@@ -21,8 +21,8 @@ from .state_dict import Model
 
 __all__ = ["MergeReport", "Source", "merge"]
 
-#: A model: a tensor, a state dict, or the path of a checkpoint.
-Source: TypeAlias = Model | str | os.PathLike[str]
+#: A model: a tensor, a state dict, the path of a checkpoint, or an open one.
+Source: TypeAlias = Model | str | os.PathLike[str] | Checkpoint
 
 #: Called with what is done, how many parameters of it are done, and how many there are.
 Progress: TypeAlias = Callable[[str, int, int], None]

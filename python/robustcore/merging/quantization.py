@@ -25,9 +25,9 @@ SCHEMES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 class QuantizedTensor:
     r"""A tensor whose entries are codes of a few bits.
 
-    Entry x has the code round((g(x / u) - low) / (high - low) * (2^bits - 1)), low and high being the
-    smallest and largest g(x / u). g is the identity (``linear``), sign(x) log(1 + |x|) (``log``, u a
-    hundredth of the largest entry) or tanh (u twice the root of the mean square).
+    Entry x has the code round((g(x / u) - low) / (high - low) * (2^bits - 1)), low and high being
+    the smallest and largest g(x / u). g is the identity (``linear``), sign(x) log(1 + |x|)
+    (``log``, u a hundredth of the largest entry) or tanh (u twice the root of the mean square).
 
     Attributes:
         codes: uint8, ``8 / bits`` entries in a byte, the first in the lowest bits.

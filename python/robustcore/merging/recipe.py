@@ -162,7 +162,7 @@ class Recipe:
         fields: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Mixing) or isinstance(value, enum.Enum):
+            if isinstance(value, (Mixing, enum.Enum)):
                 value = value.name
             elif dataclasses.is_dataclass(value) and not isinstance(value, type):
                 value = dataclasses.asdict(value)

@@ -32,8 +32,8 @@ class SearchResult:
     Attributes:
         options: The options of the best candidate; of equal ones the first.
         score: Its score.
-        rows: Every candidate in the order of the grid: its options, its score, and the score of each
-            task where there is one.
+        rows: Every candidate in the order of the grid: its options, its score, and the score of
+            each task where there is one.
     """
 
     options: dict[str, Any]
@@ -102,7 +102,7 @@ def search(
     vectors = TaskVectors(base, finetuned)
     for candidate in candidates:  # all options are checked before the first model is merged
         make_recipe(op, method, len(vectors), options | candidate)
-    rows = []
+    rows: list[dict[str, Any]] = []
     merger = _Merger(vectors, method, options)
     with _bar(progress, len(candidates)) as advance:
         for candidate in candidates:
@@ -179,7 +179,7 @@ def select_lambdas(
     *,
     progress: bool = False,
 ) -> PackedMasks:
-    r"""The λ of each task with which its reconstruction :math:`\theta_0 + m_t \odot \tau_M` does best.
+    r"""The λ of each task whose reconstruction :math:`\theta_0 + m_t \odot \tau_M` does best.
 
     Args:
         masks: Masks of all λ, from one pass of :func:`tall_masks`.

@@ -1,5 +1,8 @@
-"""Parameters whose votes cancel out, where the majority of the whole model decides: what they become
-is found for each outcome while their weights are in memory, and written when the outcome is known."""
+"""Parameters whose votes cancel out, where the majority of the whole model decides.
+
+What they become is found for each outcome while their weights are in memory, and written when the
+outcome is known.
+"""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ __all__ = ["Execution", "Journal", "MergeReport", "NoJournal", "execute"]
 # to make the work between chunks negligible.
 _PREFERRED_BYTES = 16 << 20
 _LEAST_MEMORY = 32 << 20
+_CPU = torch.device("cpu")
 _CHUNKS_OF_A_LAYOUT = 1 << 40
 
 
@@ -90,7 +91,7 @@ class Execution:
     """
 
     max_memory: int = 1 << 30
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     allow_nonfinite: bool = False
     progress: Callable[[str, int, int], None] | None = None
     chunk_parameters: int | None = None  # for tests

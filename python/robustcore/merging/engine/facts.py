@@ -31,8 +31,10 @@ _PRODUCTS, _FIRST_L1, _SECOND_L1 = 4, 8, 9
 
 
 class FactKeeper:
-    """Facts of all tensors: of those that are cut into slices kept from walks of their own, of whole
-    ones found when they are in memory.
+    """Facts of all tensors.
+
+    Those of a tensor that is cut into slices are kept from walks of its own; those of a whole one
+    are found when it is in memory.
 
     Args:
         scales: Factor of the merged vector for each key.
@@ -106,7 +108,7 @@ class FactKeeper:
     # --- pieces in memory
 
     def of(self, pieces: Pieces, running: dict[str, TensorFacts]) -> list[TensorFacts]:
-        """Facts of all pieces; those of a cut tensor go on from its slice before, in ``running``."""
+        """Facts of all pieces; those of a cut tensor go on from the slice before: ``running``."""
         found = []
         for index, piece in enumerate(pieces.slices):
             key = piece.tensor.key
@@ -185,7 +187,7 @@ class FactKeeper:
         return self.recipe.mixing is not None and self.recipe.mixing.of_task_vectors
 
     def _add_products(self, pieces: Pieces, index: int, products: _BlockSums) -> None:
-        """Adds the products of each pair: of task vectors, or of weights, those of the base first."""
+        """Adds the products of each pair: of task vectors, or of weights, the base's first."""
         group = pieces.select([index])
         if self._products_of_task_vectors:
             rows = [group.task_vectors(task) for task in range(self._tasks)]

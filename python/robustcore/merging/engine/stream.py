@@ -1,4 +1,4 @@
-"""Walking over chunks: reading, computing and writing at the same time, in a fixed amount of memory."""
+"""Walking over chunks: reading, computing and writing at the same time, in fixed memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sink(Protocol):
 
 
 def bytes_per_parameter(plan: MergePlan) -> int:
-    """Bytes that a parameter takes in the buffers of one chunk: all that is read, and the result."""
+    """Bytes that a parameter takes in the buffers of one chunk: what is read, and the result."""
     read = sum(_widest(plan, model) for model in plan.models)
     return read + max((tensor.dtype.itemsize for tensor in plan.tensors), default=0)
 
@@ -134,12 +134,13 @@ class Stream:
             into = buffers.take(index, present, dtype)
             return model.read(key, piece.start, piece.stop, into)
         # Rows that only other models have: nothing in the base, no change in a task.
-        zero = base is None or model.is_task_vector
         dtype = model.tensors[key].dtype if present or base is None else base.dtype
-        values = torch.zeros(piece.parameters, dtype=dtype) if zero else base.cpu().to(dtype)
+        if base is None or model.is_task_vector:
+            values = torch.zeros(piece.parameters, dtype=dtype)
+        else:
+            values = base.cpu().to(dtype, copy=True)
         if present:
             part = model.read(key, piece.start, piece.start + present, values.new_empty(present))
-            values = values.clone() if not zero else values
             values[:present] = part
         return values
 

@@ -33,10 +33,11 @@ def fraction(name: str, value: Any) -> float:
 def count(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = int(value)
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be {limits}, got {value}")
-    return int(value)
+    return value
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def lines(
     blocks: str | None = None,
     weights: Weights = 1.0,
 ) -> Recipe:
-    """Task arithmetic scaled by depth (LiNeS, arXiv 2410.17146): alpha + beta l / (L - 1) in block l.
+    """Task arithmetic scaled by depth (LiNeS, arXiv 2410.17146): by alpha + beta l / (L - 1).
 
     One task: alpha in [0, 1] keeps what the base could (beta is 1 - alpha unless given). Several:
     alpha follows from norms unless given, and beta is searched over 0.1 ... 1.

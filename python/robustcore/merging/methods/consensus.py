@@ -49,7 +49,7 @@ def consensus_ties(
     comparison: str = "strict",
     lines: Any = None,
 ) -> Recipe:
-    """The same on the multi-task vector of TIES (global, merged by sum), against which masks are made."""
+    """Consensus on the multi-task vector of TIES (global, merged by sum)."""
     vector = ties(tasks=tasks, density=fraction("density", density), merge="sum")
     return dataclasses.replace(
         vector,

@@ -42,8 +42,10 @@ def slerp(*, tasks: int, t: float = 0.5, parallel: float = 0.9995) -> Recipe:
 
 
 def robust_weight_signature(*, tasks: int, scale: float = 1.0, lines: Any = None) -> Recipe:
-    """Adds what makes a model robust: tau_robust minus its projection on tau_clean, tensor by tensor
-    (arXiv 2302.12480). The tasks are the robust and the clean model, in this order."""
+    """Adds tau_robust minus its projection on tau_clean, tensor by tensor (arXiv 2302.12480).
+
+    The tasks are the robust and the clean model, in this order.
+    """
     _only("rws", tasks, 2)
 
     def coefficients(products: list[list[float]]) -> tuple[float, list[float]]:

@@ -1,4 +1,4 @@
-"""TIES: trim, elect signs, merge what agrees (arXiv 2306.01708), in its three incompatible versions."""
+"""TIES: trim, elect signs, merge what agrees (arXiv 2306.01708), in three versions."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def per_tensor(
 
 
 def top(vector: Tensor, count: int, skip: int = 0) -> Tensor:
-    """The ``count`` largest magnitudes after the first ``skip``; of equal ones the first in order."""
+    """The ``count`` largest magnitudes after the first ``skip``, of equal ones the first."""
     order = vector.reshape(-1).abs().sort(descending=True, stable=True).indices
     kept = torch.zeros(vector.numel(), dtype=torch.bool)
     kept[order[skip : skip + count]] = True
