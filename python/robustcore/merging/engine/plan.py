@@ -115,7 +115,7 @@ def make_plan(
     """Compares every model with the base.
 
     Args:
-        mismatch: What is done about a tensor of other rows, a missing or a surplus one: ``"error"``;
+        mismatch: What is done about a tensor of other rows, a missing or surplus one: ``"error"``;
             ``"skip"``: the base's tensor is kept; ``"crop"``: the rows that all models have are
             merged; ``"pad"``: all rows are, where a model lacks some it has no say.
         dtype: Of merged tensors; by default that of the base.
