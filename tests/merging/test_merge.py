@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,42 @@ def test_blocks_that_are_ambiguous_or_missing_are_refused() -> None:
         find_blocks("test", ["mlp.0.w", "mlp.2.w"])
     keys = ["text.layers.0.w", "text.layers.1.w", "vision.layers.0.w"]
     assert find_blocks("test", keys, r"^text\.layers\.(\d+)").block_of == {keys[0]: 0, keys[1]: 1}
+
+
+# --- LoRA adapters
+
+
+def test_lora_adapters_are_task_vectors(tmp_path: Path) -> None:
+    base, finetuned = models()
+    generator = torch.Generator().manual_seed(2)
+    first = torch.randn(4, 120, generator=generator)
+    second = torch.randn(40, 4, generator=generator)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    base = {"layers.0.w.weight": base["layers.0.w"], "embed.weight": base["embed"]}
+    tuned = {
+        "layers.0.w.weight": finetuned[0]["layers.0.w"],
+        "embed.weight": finetuned[0]["embed"],
+    }
+    prefix = "base_model.model.layers.0.w"
+    names = {f"{prefix}.lora_A.weight": first, f"{prefix}.lora_B.weight": second}
+    save_file(names, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["w"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    merged = merge(base, {"lora": adapter, "full": tuned}, scale=1.0)
+    change = 2 * (second.double() @ first.double())
+    expected = change + tuned["layers.0.w.weight"].double()
+    torch.testing.assert_close(merged["layers.0.w.weight"].double(), expected, rtol=1e-5, atol=1e-5)
+    start, end = base["embed.weight"], tuned["embed.weight"]
+    assert torch.equal(merged["embed.weight"], start + (end - start))
+    ties = merge(base, [adapter, tuned], method="ties", mode="lora", density=1.0)
+    assert ties["embed.weight"].isfinite().all()
+
+
+def test_sharded_output(tmp_path: Path) -> None:
+    base, finetuned = models()
+    expected = merge(base, finetuned, method="dare")
+    merge(base, finetuned, method="dare", output=tmp_path / "out", max_shard_size=25_000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    again = merge(tmp_path / "out", [tmp_path / "out"])
+    assert same(again, expected)

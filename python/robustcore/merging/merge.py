@@ -231,7 +231,7 @@ def write_merged(
         overwrite=overwrite,
         restart=restart,
     ) as writer:
-        return execute(op, plan, recipe, _FileSink(writer), how=how, journal=_FileJournal(writer))
+        return execute(op, plan, recipe, _FileSink(writer), how=how, journal=writer)
 
 
 def _tasks(op: str, finetuned: Any) -> dict[str, Any]:
@@ -306,21 +306,3 @@ class _FileSink:
 
     def write(self, key: str, start: int, values: Tensor) -> None:
         self._writer.write(key, start, values.cpu())
-
-
-class _FileJournal:
-    def __init__(self, writer: CheckpointWriter) -> None:
-        self._writer = writer
-        self._done = set(writer.done)
-
-    def is_done(self, chunk: int) -> bool:
-        return chunk in self._done
-
-    def mark_done(self, chunk: int) -> None:
-        self._writer.mark_done(chunk)
-
-    def recall(self, name: str) -> Any:
-        return self._writer.journal.recall(name)
-
-    def remember(self, name: str, value: Any) -> None:
-        self._writer.journal.remember(name, value)

@@ -365,6 +365,7 @@ def _capacities(op: str, plan: MergePlan, recipe: Recipe, how: Execution) -> tup
         scratch = 4 * len(plan.tasks) + 64
     histograms = len(plan.tasks) * (1 << 16) * 8 * 2 if recipe.window else 0
     usable = min(how.max_memory, max(how.max_memory // 2, how.max_memory - histograms))
+    usable -= sum(model.working_memory for model in plan.models)
     largest = usable // (BUFFER_SETS * width + scratch)
     if largest < BLOCK or how.max_memory < _LEAST_MEMORY:
         least = max(_LEAST_MEMORY, 2 * BLOCK * (BUFFER_SETS * width + scratch))
