@@ -8,6 +8,7 @@ from .packed_masks import PackedMasks
 from .pipeline import TaskVectors
 from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
+from .steps import elect_sign, scale_by_depth, trim
 from .tall_masks import TallMasks, tall_masks
 from .task_vectors import multi_task_vector, task_vector
 from .weight_signature import WeightSignature, robust_weight_signature
@@ -24,13 +25,16 @@ __all__ = [
     "TaskVectors",
     "TensorInfo",
     "WeightSignature",
+    "elect_sign",
     "emr_merge",
     "merge",
     "multi_task_vector",
     "read_mask_file",
     "robust_weight_signature",
+    "scale_by_depth",
     "search",
     "select_lambdas",
     "tall_masks",
     "task_vector",
+    "trim",
 ]
