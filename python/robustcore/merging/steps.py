@@ -73,11 +73,12 @@ def elect_sign(
     factors = given if isinstance(given, tuple) else (given,) * len(vectors)
     if all(isinstance(vector, Tensor) for vector in vectors):
         return _elected(list(vectors), votes, factors)
-    first = vectors[0]
-    for index, vector in enumerate(vectors):
+    named: list[Any] = list(vectors)
+    first = named[0]
+    for index, vector in enumerate(named):
         if isinstance(vector, Tensor) or isinstance(first, Tensor) or vector.keys() != first.keys():
             raise ValueError(f"{op}: vectors[{index}] must have the names of vectors[0]")
-    return {key: _elected([vector[key] for vector in vectors], votes, factors) for key in first}
+    return {key: _elected([vector[key] for vector in named], votes, factors) for key in first}
 
 
 def _elected(values: Sequence[Any], votes: str, factors: Sequence[float]) -> Tensor:
