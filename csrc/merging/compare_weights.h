@@ -19,9 +19,9 @@ enum CompareSum : int {
   kFirstSquares,
   kSecondSquares,
   kProducts,
-  kDifferentCount,   // parameters with d != 0
+  kDifferentCount,     // parameters with d != 0
   kLargestDifference,  // max |d|
-  kNonfiniteCount,   // parameters of which a or b is not finite
+  kNonfiniteCount,     // parameters of which a or b is not finite
   kFirstL1,
   kSecondL1,
   kCompareSums,
@@ -43,7 +43,8 @@ RC_INLINE void compare_terms(double a, double b, double* terms) {
 }
 
 RC_INLINE double join_sums(int which, double first, double second) {
-  if (which == kLargestDifference) return first > second ? first : second;
+  // A NaN stays, as it does in the sums.
+  if (which == kLargestDifference) return first > second || first != first ? first : second;
   return first + second;
 }
 

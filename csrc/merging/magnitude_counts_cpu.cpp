@@ -9,12 +9,12 @@ constexpr int64_t kStrip = 512;
 // Keys of |tau| of parameters [first, first + count).
 template <class Acc>
 RC_INLINE void read_keys(StoredWeights base, StoredWeights weights, bool is_vector, int64_t first,
-                         int64_t count, uint32_t* keys) {
+                      int64_t count, uint32_t* keys) {
   Acc values[kStrip], origin[kStrip];
   read_weights(weights, first, count, values);
   if (!is_vector) {
     read_weights(base, first, count, origin);
-    RC_SIMD for (int64_t i = 0; i < count; ++i) values[i] = values[i] - origin[i];
+  RC_SIMD for (int64_t i = 0; i < count; ++i) values[i] = values[i] - origin[i];
   }
   RC_SIMD for (int64_t i = 0; i < count; ++i) keys[i] = magnitude_key(values[i]);
 }
@@ -71,10 +71,10 @@ RC_TARGET_CLONES void count_block_ties(StoredWeights base, StoredWeights weights
   ties[1] = highs;
 }
 
-// `run` is called with a type tag of the type in which a piece's task is computed.
+// `run` is called with a type tag of the type in which a piece is computed.
 template <class F>
-void in_its_type(const Tensor& base, const Tensor& values, const F& run) {
-  if (base.scalar_type() == ScalarType::Double || values.scalar_type() == ScalarType::Double) {
+void in_its_type(bool is_double, const F& run) {
+  if (is_double) {
     run(type_tag<double>{});
   } else {
     run(type_tag<float>{});
@@ -100,7 +100,7 @@ void count_magnitudes(const Tensor& counts, std::vector<Tensor> base,
         const Tensor& values = finetuned[task * a.pieces + piece];
         const int64_t size = origin.numel(), first = size * part / parts,
                       last = size * (part + 1) / parts;
-        in_its_type(origin, values, [&](auto tag) {
+        in_its_type(a.is_double[piece], [&](auto tag) {
           using Acc = typename decltype(tag)::type;
           if (upper.empty()) {
             count_upper<Acc>(stored(origin), stored(values), vectors[task] != 0, first, last, row);
@@ -133,7 +133,7 @@ Tensor count_ties(std::vector<Tensor> base, std::vector<Tensor> finetuned,
         for (int64_t task = 0; task < a.tasks; ++task) {
           const Tensor& values = finetuned[task * a.pieces + piece];
           const MagnitudeWindow window = a.window(piece, task);
-          in_its_type(origin, values, [&](auto tag) {
+          in_its_type(a.is_double[piece], [&](auto tag) {
             count_block_ties<typename decltype(tag)::type>(
                 stored(origin), stored(values), vectors[task] != 0, first, last, window.low,
                 window.high, row + (block * a.tasks + task) * 2);

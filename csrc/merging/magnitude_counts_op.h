@@ -12,6 +12,7 @@ namespace robustcore {
 struct HistogramArguments {
   int64_t tasks, pieces, bins;
   int64_t parameters = 0;
+  std::vector<bool> is_double;  // by piece
 
   HistogramArguments(const char* op, const Tensor& counts, const std::vector<Tensor>& base,
                      const std::vector<Tensor>& finetuned, const std::vector<int64_t>& vectors,
@@ -27,13 +28,17 @@ struct HistogramArguments {
     check_numel(op, "counts", counts, tasks * bins);
     RC_CHECK(counts.is_contiguous(), op, ": counts must be contiguous");
     if (pieces) check_same_device(op, "counts", counts, base[0]);
-    for (const Tensor& tensor : base) parameters += tensor.numel();
+    for (size_t piece = 0; piece < base.size(); ++piece) {
+      parameters += base[piece].numel();
+      is_double.push_back(is_double_piece(base, finetuned, piece));
+    }
   }
 };
 
 struct TieArguments {
   int64_t tasks, pieces;
   int64_t blocks = 0;
+  std::vector<bool> is_double;  // by piece
   const int64_t* windows;
 
   TieArguments(const char* op, const std::vector<Tensor>& base,
@@ -43,9 +48,12 @@ struct TieArguments {
     RC_CHECK(pieces >= 1, op, ": base must hold at least one tensor");
     check_pieces(op, "base", base, base, 1);
     check_pieces(op, "finetuned", finetuned, base, tasks);
-    windows = table<int64_t>(op, "windows", given, ScalarType::Long,
-                             pieces * tasks * kWindowColumns);
-    for (const Tensor& tensor : base) blocks += merge_blocks(tensor.numel());
+    windows =
+        table<int64_t>(op, "windows", given, ScalarType::Long, pieces * tasks * kWindowColumns);
+    for (size_t piece = 0; piece < base.size(); ++piece) {
+      blocks += merge_blocks(base[piece].numel());
+      is_double.push_back(is_double_piece(base, finetuned, piece));
+    }
   }
   MagnitudeWindow window(int64_t piece, int64_t task) const {
     return window_at(windows + (piece * tasks + task) * kWindowColumns);

@@ -1,5 +1,5 @@
-// Order of magnitudes: kth values are found by counting the bits of |x|, exactly and in any order of
-// the data. Host and device, no torch.
+// Order of magnitudes: kth values are found by counting the bits of |x|, exactly and in any order
+// of the data. Host and device, no torch.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +17,13 @@ inline int64_t merge_blocks(int64_t parameters) {
   return (parameters + kMergeBlock - 1) / kMergeBlock;
 }
 
-// 31 bits that are ordered as |x| is; a NaN is above everything. Differences in float64 are ordered
-// by their rounding to float32.
+constexpr uint32_t kInfinityKey = 0x7f800000u;
+
+// 31 bits that are ordered as |x| is. NaNs share one key, above everything: their payloads differ
+// between devices. Differences in float64 are ordered by their rounding to float32.
 RC_INLINE uint32_t magnitude_key(float x) {
-  return detail::bit_cast<uint32_t>(x) & 0x7fffffffu;
+  const uint32_t key = detail::bit_cast<uint32_t>(x) & 0x7fffffffu;
+  return key > kInfinityKey ? kInfinityKey + 1 : key;
 }
 RC_INLINE uint32_t magnitude_key(double x) {
   return magnitude_key(static_cast<float>(x));

@@ -13,9 +13,9 @@
 
 #include <cstdint>
 
+#include "common/random.h"
 #include "merging/magnitudes.h"
 #include "merging/storage.h"
-#include "common/random.h"
 #include "merging/tall_masks.h"
 
 namespace robustcore {
@@ -39,8 +39,8 @@ struct TaskOptions {
   double weight = 1;
   bool is_vector = false;
   bool has_window = false;
-  bool drops = false;         // at random
-  uint32_t keep_below = 0;    // random words below this keep
+  bool drops = false;       // at random
+  uint32_t keep_below = 0;  // random words below this keep
 };
 
 // One slice of a tensor.
@@ -73,10 +73,10 @@ struct MergeMethod {
 // What a merge reports, as positions of its counters.
 enum MergeCounter : int {
   kNonfiniteBase,
-  kNonfiniteTask,  // differences
+  kNonfiniteTask,    // differences
   kNonfiniteResult,  // as written
-  kCancelled,      // parameters whose votes cancel out though some task has a say
-  kPositiveVotes,  // elected signs
+  kCancelled,        // parameters whose votes cancel out though some task has a say
+  kPositiveVotes,    // elected signs
   kNegativeVotes,
   kMergeCounters,
 };
@@ -101,34 +101,34 @@ RC_INLINE RandomWords drop_words(RandomKey key, int64_t quad, int task) {
             static_cast<uint32_t>(task), kDropStream});
 }
 
-template <Election kElection, class Acc>
-RC_INLINE Acc vote_of(Acc s, Acc weight) {
-  if (kElection == Election::kWeightedSum) return rounded_product(weight, s);
-  if (kElection == Election::kCount) return sign_of(s);
+template <class Acc>
+RC_INLINE Acc vote_of(Election election, Acc s, Acc weight) {
+  if (election == Election::kWeightedSum) return rounded_product(weight, s);
+  if (election == Election::kCount) return sign_of(s);
   return s;
 }
 
 // What a parameter's terms come to, one after the other.
-template <Reduction kReduction, class Acc>
+template <class Acc>
 struct Reduced {
   Acc total = 0;
   Acc divisor = 0;
 
-  RC_INLINE void add(Acc s, Acc weight, bool takes_part) {
+  RC_INLINE void add(Reduction reduction, Acc s, Acc weight, bool takes_part) {
     const Acc term = takes_part ? rounded_product(weight, s) : Acc(0);
-    if (kReduction == Reduction::kLargest) {
+    if (reduction == Reduction::kLargest) {
       total = magnitude(term) > magnitude(total) ? term : total;
       return;
     }
     total += term;
-    if (kReduction == Reduction::kMean) divisor += takes_part && s != Acc(0) ? Acc(1) : Acc(0);
-    if (kReduction == Reduction::kWeightedMean) {
+    if (reduction == Reduction::kMean) divisor += takes_part && s != Acc(0) ? Acc(1) : Acc(0);
+    if (reduction == Reduction::kWeightedMean) {
       divisor += takes_part && s != Acc(0) ? weight : Acc(0);
     }
   }
-  RC_INLINE Acc value() const {
-    if (kReduction == Reduction::kMean) return total / (divisor > Acc(1) ? divisor : Acc(1));
-    if (kReduction == Reduction::kWeightedMean) {
+  RC_INLINE Acc value(Reduction reduction) const {
+    if (reduction == Reduction::kMean) return total / (divisor > Acc(1) ? divisor : Acc(1));
+    if (reduction == Reduction::kWeightedMean) {
       return total / (magnitude(divisor) < Acc(1e-8) ? Acc(1) : divisor);
     }
     return total;

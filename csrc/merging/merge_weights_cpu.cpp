@@ -80,7 +80,7 @@ RC_INLINE void vote(const TaskOptions* tasks, int64_t task_count, int64_t count,
   for (int64_t t = 0; t < task_count; ++t) {
     const Acc weight = static_cast<Acc>(tasks[t].weight);
     const Acc* const s = scratch.task(t);
-    RC_SIMD for (int64_t i = 0; i < count; ++i) sign[i] += vote_of<kElection>(s[i], weight);
+    RC_SIMD for (int64_t i = 0; i < count; ++i) sign[i] += vote_of(kElection, s[i], weight);
   }
   int32_t some_say[kStrip] = {};
   for (int64_t t = 0; t < task_count; ++t) {
@@ -121,14 +121,14 @@ RC_INLINE void reduce(const TaskOptions* tasks, int64_t task_count, int64_t coun
       const Acc* const s = scratch.task(t) + first;
       const Acc* const sign = scratch.sign + first;
       RC_SIMD for (int64_t i = 0; i < kLanes; ++i) {
-        Reduced<kReduction, Acc> reduced{total[i], divisor[i]};
-        reduced.add(s[i], weight, !kElected || s[i] * sign[i] > Acc(0));
+        Reduced<Acc> reduced{total[i], divisor[i]};
+        reduced.add(kReduction, s[i], weight, !kElected || s[i] * sign[i] > Acc(0));
         total[i] = reduced.total;
         divisor[i] = reduced.divisor;
       }
     }
     RC_SIMD for (int64_t i = 0; i < kLanes; ++i) {
-      scratch.merged[first + i] = Reduced<kReduction, Acc>{total[i], divisor[i]}.value();
+      scratch.merged[first + i] = Reduced<Acc>{total[i], divisor[i]}.value(kReduction);
     }
   }
 }

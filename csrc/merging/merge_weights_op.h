@@ -14,13 +14,12 @@ namespace robustcore {
 class MergeArguments {
  public:
   MergeArguments(const std::vector<Tensor>& out, const std::vector<Tensor>& base,
-                 const std::vector<Tensor>& finetuned, const Tensor& rescale,
-                 const Tensor& weights, const Tensor& scales,
-                 const std::vector<int64_t>& vectors, const std::optional<Tensor>& windows,
-                 const std::optional<Tensor>& ties_before, const std::vector<double>& densities,
-                 int64_t seed, const std::vector<int64_t>& flat_starts, int64_t election,
-                 int64_t reduction, int64_t zero_sign, std::vector<double> lambdas, int64_t least,
-                 bool strict)
+                 const std::vector<Tensor>& finetuned, const Tensor& rescale, const Tensor& weights,
+                 const Tensor& scales, const std::vector<int64_t>& vectors,
+                 const std::optional<Tensor>& windows, const std::optional<Tensor>& ties_before,
+                 const std::vector<double>& densities, int64_t seed,
+                 const std::vector<int64_t>& flat_starts, int64_t election, int64_t reduction,
+                 int64_t zero_sign, std::vector<double> lambdas, int64_t least, bool strict)
       : lambdas_(std::move(lambdas)), task_count_(static_cast<int64_t>(vectors.size())) {
     constexpr const char* kOp = "merge_weights_";
     const int64_t count = static_cast<int64_t>(base.size());
@@ -40,12 +39,11 @@ class MergeArguments {
         table<double>(kOp, "rescale", rescale, ScalarType::Double, count * task_count_);
     const double* const weight =
         table<double>(kOp, "weights", weights, ScalarType::Double, count * task_count_);
-    const double* const scale =
-        table<double>(kOp, "scales", scales, ScalarType::Double, count * 2);
-    const int64_t* const window =
-        windows ? table<int64_t>(kOp, "windows", *windows, ScalarType::Long,
-                                 count * task_count_ * kWindowColumns)
-                : nullptr;
+    const double* const scale = table<double>(kOp, "scales", scales, ScalarType::Double, count * 2);
+    const int64_t* const window = windows
+                                      ? table<int64_t>(kOp, "windows", *windows, ScalarType::Long,
+                                                       count * task_count_ * kWindowColumns)
+                                      : nullptr;
     const int64_t* ties = nullptr;
     if (ties_before) {
       int64_t blocks = 0;
@@ -67,11 +65,10 @@ class MergeArguments {
     tasks_.reserve(count * task_count_);
     for (int64_t piece = 0; piece < count; ++piece) {
       const int64_t parameters = base[piece].numel();
-      slices_.push_back({stored(base[piece]), out[piece].mutable_data_ptr(),
-                         storage_of(out[piece]), parameters, flat_starts[piece], ties,
-                         scale[2 * piece], scale[2 * piece + 1]});
+      slices_.push_back({stored(base[piece]), out[piece].mutable_data_ptr(), storage_of(out[piece]),
+                         parameters, flat_starts[piece], ties, scale[2 * piece],
+                         scale[2 * piece + 1]});
       if (ties) ties += merge_blocks(parameters) * task_count_ * 2;
-      bool is_double = base[piece].scalar_type() == ScalarType::Double;
       for (int64_t t = 0; t < task_count_; ++t) {
         const Tensor& values = finetuned[t * count + piece];
         const int64_t at = piece * task_count_ + t;
@@ -87,16 +84,13 @@ class MergeArguments {
                    ": ties_before must be given where windows count ties");
         }
         if (!densities.empty()) {
-          RC_CHECK(densities[t] >= 0 && densities[t] <= 1, kOp,
-                   ": densities must be from 0 to 1");
+          RC_CHECK(densities[t] >= 0 && densities[t] <= 1, kOp, ": densities must be from 0 to 1");
           task.drops = densities[t] < 1;
-          task.keep_below =
-              task.drops ? static_cast<uint32_t>(densities[t] * 4294967296.0) : 0;
+          task.keep_below = task.drops ? static_cast<uint32_t>(densities[t] * 4294967296.0) : 0;
         }
-        is_double = is_double || values.scalar_type() == ScalarType::Double;
         tasks_.push_back(task);
       }
-      is_double_.push_back(is_double);
+      is_double_.push_back(is_double_piece(base, finetuned, piece));
     }
   }
 
@@ -104,7 +98,6 @@ class MergeArguments {
   int64_t task_count() const { return task_count_; }
   const MergeSlice& slice(int64_t piece) const { return slices_[piece]; }
   const TaskOptions* tasks(int64_t piece) const { return tasks_.data() + piece * task_count_; }
-  // Whether anything of a piece is float64: then it is computed in float64.
   bool is_double(int64_t piece) const { return is_double_[piece]; }
   MergeMethod method() const {
     MergeMethod method = method_;

@@ -27,13 +27,24 @@ inline StoredWeights stored(const Tensor& tensor) {
   return {tensor.const_data_ptr(), storage_of(tensor)};
 }
 
-// `tasks` models of pieces, whatever their floating dtypes, with the sizes and the device of `base`.
+// Whether anything of a piece is float64: then all its tasks are computed in float64.
+inline bool is_double_piece(const std::vector<Tensor>& base, const std::vector<Tensor>& finetuned,
+                            size_t piece) {
+  bool found = base[piece].scalar_type() == ScalarType::Double;
+  for (size_t i = piece; i < finetuned.size(); i += base.size()) {
+    found = found || finetuned[i].scalar_type() == ScalarType::Double;
+  }
+  return found;
+}
+
+// `tasks` models of pieces, whatever their floating dtypes, with the sizes and the device of
+// `base`.
 inline void check_pieces(const char* op, const char* name, const std::vector<Tensor>& list,
                          const std::vector<Tensor>& base, int64_t tasks) {
   const size_t held = list.size(), pieces = base.size();
-  RC_CHECK(pieces == 0 ? held == 0 : held % pieces == 0 &&
-                                         held / pieces == static_cast<size_t>(tasks),
-           op, ": ", name, " must hold ", tasks, " times ", pieces, " tensors, got ", held);
+  RC_CHECK(
+      pieces == 0 ? held == 0 : held % pieces == 0 && held / pieces == static_cast<size_t>(tasks),
+      op, ": ", name, " must hold ", tasks, " times ", pieces, " tensors, got ", held);
   for (size_t i = 0; i < held; ++i) {
     check_floating(op, name, list[i]);
     check_numel(op, name, list[i], base[i % pieces].numel());

@@ -1,5 +1,5 @@
-// Weights in whatever floating-point type they are stored: types known at run time, read and written
-// a few hundred at a time. Host and device, no torch.
+// Weights in whatever floating-point type they are stored: types known at run time, read and
+// written a few hundred at a time. Host and device, no torch.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ RC_INLINE Acc stored_weight(StoredWeights weights, int64_t i) {
 namespace detail {
 
 template <class Acc, class T>
-RC_INLINE void widen(const T* RC_RESTRICT from, int64_t count, Acc* RC_RESTRICT to) {
+RC_INLINE void widen(const T*
+RC_RESTRICT from, int64_t count, Acc* RC_RESTRICT to) {
   RC_SIMD for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Acc>(to_accumulate(from[i]));
 }
 
