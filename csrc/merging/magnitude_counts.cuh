@@ -83,7 +83,7 @@ struct Part {
 };
 
 template <class Acc>
-__global__ void __launch_bounds__(kThreads) count_upper_kernel(const MagnitudeCountParams p) {
+__global__ void __launch_bounds__(kThreads, 4) count_upper_kernel(const MagnitudeCountParams p) {
   const Part part(p);
   const CountedTask& task = p.tasks[part.task];
   unsigned long long* const counts = p.counts + std::int64_t{part.task} * kUpperBins;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) count_upper_kernel(const MagnitudeCo
 // Few parameters have the upper bits that are looked for. Of differences of 16-bit weights, and of
 // frozen parameters, all lower bits are 0.
 template <class Acc>
-__global__ void __launch_bounds__(kThreads) count_lower_kernel(const MagnitudeCountParams p) {
+__global__ void __launch_bounds__(kThreads, 4) count_lower_kernel(const MagnitudeCountParams p) {
   const Part part(p);
   const CountedTask& task = p.tasks[part.task];
   unsigned long long* const counts = p.counts + std::int64_t{part.task} * kLowerBins;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) count_lower_kernel(const MagnitudeCo
 }
 
 template <class Acc>
-__global__ void __launch_bounds__(kThreads) count_ties_kernel(const MagnitudeCountParams p) {
+__global__ void __launch_bounds__(kThreads, 4) count_ties_kernel(const MagnitudeCountParams p) {
   const Part part(p);  // a block of parameters
   const CountedTask& task = p.tasks[part.task];
   unsigned found = 0;  // two counts of up to kMergeBlock

@@ -36,44 +36,43 @@ constexpr int block_threads(bool counts_ties) {
   return counts_ties ? kMergeBlock / kQuad : 256;
 }
 
-// For each of a thread's parameters, how many earlier ones of the tensor have the key. All threads
-// of the block must call it. `totals` is shared and was not read since the last barrier.
-struct TieRanks {
-  std::int64_t low[kQuad];
-  std::int64_t high[kQuad];
-
-  __device__ __forceinline__ TieRanks(const MagnitudeWindow& window,
-                                      const std::uint32_t (&keys)[kQuad], int count,
-                                      const std::int64_t* before, unsigned* totals) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    const unsigned earlier_lanes = (1u << lane) - 1;
-    // Two counts of up to kMergeBlock in one number.
-    static_assert(kMergeBlock < 1 << 16);
-    unsigned in_warp = 0, in_lanes = 0;
+// Sets to zero what a window that counts ties drops; `before`: how many earlier parameters of the
+// tensor, outside this block, have each key. All threads of the block must call it. `totals` is
+// shared and was not read since the last barrier.
+template <class Acc>
+__device__ __forceinline__ void keep_ties(MagnitudeWindow window, int count,
+                                          const std::int64_t* before, unsigned* totals,
+                                          Acc (&s)[kQuad]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const unsigned earlier_lanes = (1u << lane) - 1;
+  // Two counts of up to kMergeBlock in one number.
+  static_assert(kMergeBlock < 1 << 16);
+  unsigned in_warp = 0, earlier = 0;
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      const unsigned lows = __ballot_sync(kFullWarp, k < count && keys[k] == window.low);
-      const unsigned highs = __ballot_sync(kFullWarp, k < count && keys[k] == window.high);
-      in_warp += static_cast<unsigned>(__popc(lows) + (__popc(highs) << 16));
-      in_lanes += static_cast<unsigned>(__popc(lows & earlier_lanes) +
-                                        (__popc(highs & earlier_lanes) << 16));
-    }
-    if (lane == 0) totals[warp] = in_warp;
-    __syncthreads();
-    const unsigned earlier =
-        in_lanes + __reduce_add_sync(kFullWarp, lane < warp ? totals[lane] : 0u);
-    std::int64_t next_low = before[0] + (earlier & 0xffffu),
-                 next_high = before[1] + (earlier >> 16);
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      low[k] = next_low;
-      high[k] = next_high;
-      next_low += keys[k] == window.low;
-      next_high += keys[k] == window.high;
-    }
+  for (int k = 0; k < kQuad; ++k) {
+    const std::uint32_t key = magnitude_key(s[k]);
+    const unsigned lows = __ballot_sync(kFullWarp, k < count && key == window.low);
+    const unsigned highs = __ballot_sync(kFullWarp, k < count && key == window.high);
+    in_warp += static_cast<unsigned>(__popc(lows) + (__popc(highs) << 16));
+    earlier +=
+        static_cast<unsigned>(__popc(lows & earlier_lanes) + (__popc(highs & earlier_lanes) << 16));
   }
-};
+  if (lane == 0) totals[warp] = in_warp;
+  __syncthreads();
+  earlier += __reduce_add_sync(kFullWarp, lane < warp ? totals[lane] : 0u);
+  window.low_ties -= before[0];
+  window.high_ties -= before[1];
+  int low_tie = static_cast<int>(earlier & 0xffffu), high_tie = static_cast<int>(earlier >> 16);
+#pragma unroll
+  for (int k = 0; k < kQuad; ++k) {
+    const std::uint32_t key = magnitude_key(s[k]);
+    const bool kept = window.keeps(key, low_tie, high_tie);
+    low_tie += key == window.low;
+    high_tie += key == window.high;
+    s[k] = kept ? s[k] : Acc(0);
+  }
+}
 
 // Sets to zero what the random drop of a task takes.
 template <class Acc>
@@ -112,9 +111,6 @@ struct ThreadParameters {
 
   __device__ __forceinline__ void keep_window(const TaskOptions& task, int number,
                                               Acc (&s)[kQuad]) const {
-    std::uint32_t keys[kQuad];
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) keys[k] = magnitude_key(s[k]);
     if constexpr (kCountsTies) {
       if (task.window.counts_ties()) {
         const std::int64_t* const before =
@@ -122,19 +118,16 @@ struct ThreadParameters {
         // The other half may still be read for the task before; who reads this one has passed a
         // barrier since.
         half ^= 1;
-        const TieRanks ranks(task.window, keys, count, before, totals + half * kWarpSize);
-#pragma unroll
-        for (int k = 0; k < kQuad; ++k) {
-          s[k] = task.window.keeps(keys[k], ranks.low[k], ranks.high[k]) ? s[k] : Acc(0);
-        }
-        return;
+        return keep_ties(task.window, count, before, totals + half * kWarpSize, s);
       }
     }
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) s[k] = task.window.keeps(keys[k], 0, 0) ? s[k] : Acc(0);
+    for (int k = 0; k < kQuad; ++k) {
+      s[k] = task.window.keeps(magnitude_key(s[k]), 0, 0) ? s[k] : Acc(0);
+    }
   }
 
-  // `values` as read to s_t; returns how many differences are not finite.
+  // The weights of a task as read become s_t; returns how many differences are not finite.
   __device__ __forceinline__ int take(int number, Acc (&s)[kQuad]) const {
     const TaskOptions& task = p.tasks[number];
     int nonfinite = 0;

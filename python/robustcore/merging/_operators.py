@@ -14,6 +14,7 @@ from .. import _library as _library_checks
 from .._errors import translated
 from .._library import functorch_active
 from .._reference import wants_reference
+from . import _weight_operators as _weight_operators
 
 __all__ = ["implementation"]
 
@@ -56,6 +57,10 @@ mask_histogram = _call("mask_histogram")
 mask_overlap = _call("mask_overlap")
 mask_consensus = _call("mask_consensus")
 mask_apply_ = _call("mask_apply_")
+merge_weights_ = _call("merge_weights_")
+magnitude_histogram_ = _call("magnitude_histogram_")
+magnitude_ties = _call("magnitude_ties")
+compare_weights = _call("compare_weights")
 _raw_apply = _call("mask_apply")
 _raw_multiply = _call("mask_multiply")
 
@@ -231,9 +236,3 @@ def _apply_inplace_with_versions(base: Any, merged: Any, mask: Any) -> None:
 _library = torch.library.Library("robustcore", "IMPL")
 _library.impl("mask_apply_", _apply_inplace_with_autograd, "Autograd")
 _library.impl("mask_apply_", _apply_inplace_with_versions, "ADInplaceOrView")
-
-
-merge_weights_ = _call("merge_weights_")
-magnitude_histogram_ = _call("magnitude_histogram_")
-magnitude_ties = _call("magnitude_ties")
-compare_weights = _call("compare_weights")

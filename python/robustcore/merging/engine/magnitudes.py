@@ -95,7 +95,7 @@ def _sorted_keys(group: Pieces, task: int, ranks: Sequence[int]) -> list[RankedK
     if not ranks:
         return []
     values = torch.cat([vector.reshape(-1) for vector in group.task_vectors(task)])
-    keys = values.float().view(torch.int32) & 0x7FFFFFFF
+    keys = (values.float().view(torch.int32) & 0x7FFFFFFF).clamp(max=0x7F800001)
     ordered = keys.sort(descending=True).values
     found = []
     for rank in ranks:

@@ -30,8 +30,8 @@ _MARK_CANCELLED = 2
 
 
 def magnitude_keys(values: Tensor) -> Tensor:
-    """31 bits, int64, that are ordered as ``|values|`` in float32 is."""
-    return values.float().view(torch.int32).long() & 0x7FFFFFFF
+    """31 bits, int64, that are ordered as ``|values|`` in float32 is; one for all NaNs."""
+    return (values.float().view(torch.int32).long() & 0x7FFFFFFF).clamp(max=0x7F800001)
 
 
 def random_words(seed: int, task: int, start: int, count: int) -> Tensor:
@@ -116,7 +116,7 @@ def merge_weights_(
                 keep &= _stays(change, windows[piece, task].tolist(), before)
             if densities and densities[task] < 1:
                 words = random_words(seed, task, flat_starts[piece], change.numel())
-                keep &= words < int(densities[task] * 2**32)
+                keep &= words.to(keep.device) < int(densities[task] * 2**32)
             kept = change.where(keep, 0)
             factor = rescale[piece, task].to(change.dtype)
             changes[task] = kept if factor == 1 else kept * factor
@@ -231,7 +231,7 @@ def compare_weights(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor
 def _joined(terms: Tensor, largest: bool) -> Tensor:
     join = torch.maximum if largest else torch.add
     padded = torch.nn.functional.pad(terms, (0, -terms.numel() % _LANES)).view(-1, _LANES)
-    lanes = torch.zeros(_LANES, dtype=torch.float64)
+    lanes = torch.zeros(_LANES, dtype=torch.float64, device=terms.device)
     for row in padded:
         lanes = join(lanes, row)
     while lanes.numel() > 1:
