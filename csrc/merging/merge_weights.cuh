@@ -28,26 +28,34 @@ struct MergeParams {
 };
 // What CUDA 12.1 and later pass to a kernel.
 static_assert(sizeof(MergeParams<kMostMergeTasks>) <= 32764);
+static_assert(kMostMergeTasks <= 256);  // one thread of a block for each
 
 namespace merge_weights_cuda {
 
-// Ties are numbered in flat order: simplest where each thread has its parameters at one time.
-constexpr int block_threads(bool counts_ties) {
-  return counts_ties ? kMergeBlock / kQuad : 256;
-}
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kStep = kThreads * kQuad;
+static_assert(kMergeBlock % kStep == 0);
+
+// What the threads of a block know of ties together, in shared memory: two counts, of low and high
+// keys, in one number.
+template <int kTasks>
+struct TieCounts {
+  static_assert(kMergeBlock < 1 << 16);
+  unsigned* warps;    // [2, kWarps]: of the task at hand and the one before
+  unsigned* carried;  // [2, kTasks]: of the steps before this one, and up to this one
+  int turn;           // which half of `warps` is the task's
+};
 
 // Sets to zero what a window that counts ties drops; `before`: how many earlier parameters of the
-// tensor, outside this block, have each key. All threads of the block must call it. `totals` is
-// shared and was not read since the last barrier.
-template <class Acc>
-__device__ __forceinline__ void keep_ties(MagnitudeWindow window, int count,
-                                          const std::int64_t* before, unsigned* totals,
+// tensor, outside this block, have each key. All threads of the block must call it.
+template <int kTasks, class Acc>
+__device__ __forceinline__ void keep_ties(MagnitudeWindow window, int task, int step, int count,
+                                          const std::int64_t* before, TieCounts<kTasks>& ties,
                                           Acc (&s)[kQuad]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const unsigned earlier_lanes = (1u << lane) - 1;
-  // Two counts of up to kMergeBlock in one number.
-  static_assert(kMergeBlock < 1 << 16);
   unsigned in_warp = 0, earlier = 0;
 #pragma unroll
   for (int k = 0; k < kQuad; ++k) {
@@ -58,9 +66,19 @@ __device__ __forceinline__ void keep_ties(MagnitudeWindow window, int count,
     earlier +=
         static_cast<unsigned>(__popc(lows & earlier_lanes) + (__popc(highs & earlier_lanes) << 16));
   }
-  if (lane == 0) totals[warp] = in_warp;
+  // The other half may still be read for the task before; who reads this one has passed a barrier
+  // since.
+  ties.turn ^= 1;
+  unsigned* const warps = ties.warps + ties.turn * kWarps;
+  if (lane == 0) warps[warp] = in_warp;
   __syncthreads();
-  earlier += __reduce_add_sync(kFullWarp, lane < warp ? totals[lane] : 0u);
+  const unsigned carried = ties.carried[step % 2 * kTasks + task];
+  const unsigned counted = lane < kWarps ? warps[lane] : 0u;
+  if (warp == 0) {
+    const unsigned all = __reduce_add_sync(kFullWarp, counted);
+    if (lane == 0) ties.carried[(step + 1) % 2 * kTasks + task] = carried + all;
+  }
+  earlier += carried + __reduce_add_sync(kFullWarp, lane < warp ? counted : 0u);
   window.low_ties -= before[0];
   window.high_ties -= before[1];
   int low_tie = static_cast<int>(earlier & 0xffffu), high_tie = static_cast<int>(earlier >> 16);
@@ -102,23 +120,20 @@ template <class Weights, bool kCountsTies, int kTasks>
 struct ThreadParameters {
   using Acc = typename Weights::Acc;
   const MergeParams<kTasks>& p;
-  std::int64_t block;
-  std::int64_t first;
-  int count;         // inside the slice
-  unsigned* totals;  // shared, [2, warps]
-  int& half;         // of totals, the one to write next
+  int step;            // within the block
+  std::int64_t first;  // in the slice
+  int count;           // inside the slice
+  TieCounts<kTasks>& ties;
   Acc base[kQuad];
 
   __device__ __forceinline__ void keep_window(const TaskOptions& task, int number,
                                               Acc (&s)[kQuad]) const {
     if constexpr (kCountsTies) {
       if (task.window.counts_ties()) {
+        const std::int64_t block = blockIdx.x;
         const std::int64_t* const before =
             p.slice.ties_before + (block * p.task_count + number) * 2;
-        // The other half may still be read for the task before; who reads this one has passed a
-        // barrier since.
-        half ^= 1;
-        return keep_ties(task.window, count, before, totals + half * kWarpSize, s);
+        return keep_ties(task.window, number, step, count, before, ties, s);
       }
     }
 #pragma unroll
@@ -231,22 +246,25 @@ struct ThreadParameters {
 };
 
 template <class Weights, bool kCountsTies, int kTasks>
-__global__ void __launch_bounds__(block_threads(kCountsTies), kCountsTies ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, kCountsTies ? 2 : 3)
     merge_weights_kernel(const MergeParams<kTasks> p) {
   using Acc = typename Weights::Acc;
-  constexpr int kThreads = block_threads(kCountsTies);
-  RC_SHARED(unsigned, tie_totals, 2 * kWarpSize);
-  int half = 0;
+  TieCounts<kTasks> ties{};
+  if constexpr (kCountsTies) {
+    RC_SHARED(unsigned, warps, 2 * kWarps);
+    RC_SHARED(unsigned, carried, 2 * kTasks);
+    ties = {warps, carried, 0};
+    if (static_cast<int>(threadIdx.x) < p.task_count) carried[threadIdx.x] = 0;
+    __syncthreads();
+  }
   int counts[kMergeCounters] = {};
   const Acc base_factor = static_cast<Acc>(p.slice.base_factor);
   const Acc scale = static_cast<Acc>(p.slice.scale);
-  const std::int64_t block = blockIdx.x;
-  for (int start = 0; start < kMergeBlock; start += kThreads * kQuad) {
-    const std::int64_t first =
-        block * kMergeBlock + start + static_cast<std::int64_t>(threadIdx.x) * kQuad;
+  for (int step = 0; step < kMergeBlock / kStep; ++step) {
+    const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kMergeBlock + step * kStep +
+                               static_cast<std::int64_t>(threadIdx.x) * kQuad;
     const int count = weight_quads::inside(first, p.slice.parameters);
-    ThreadParameters<Weights, kCountsTies, kTasks> parameters{p,          block, first, count,
-                                                              tie_totals, half,  {}};
+    ThreadParameters<Weights, kCountsTies, kTasks> parameters{p, step, first, count, ties, {}};
     Weights::read(p.slice.base, first, count, parameters.base);
     Acc merged[kQuad];
     parameters.reduce(counts, merged);
@@ -305,7 +323,7 @@ void launch(const MergeLaunch& merge, cudaStream_t stream) {
     if (p.has_lambdas) p.lambdas[t] = merge.method.lambdas[t];
   }
   simt::launch<merge_weights_kernel<Weights, kCountsTies, kTasks>>(
-      merge_blocks(merge.slice.parameters), block_threads(kCountsTies), stream, p);
+      merge_blocks(merge.slice.parameters), kThreads, stream, p);
 }
 
 template <class Weights, bool kCountsTies>
