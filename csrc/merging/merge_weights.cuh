@@ -249,12 +249,11 @@ template <class Weights, bool kCountsTies, int kTasks>
 __global__ void __launch_bounds__(kThreads, kCountsTies ? 2 : 3)
     merge_weights_kernel(const MergeParams<kTasks> p) {
   using Acc = typename Weights::Acc;
-  TieCounts<kTasks> ties{};
+  RC_SHARED(unsigned, tie_warps, kCountsTies ? 2 * kWarps : 1);
+  RC_SHARED(unsigned, carried_ties, kCountsTies ? 2 * kTasks : 1);
+  TieCounts<kTasks> ties{tie_warps, carried_ties, 0};
   if constexpr (kCountsTies) {
-    RC_SHARED(unsigned, warps, 2 * kWarps);
-    RC_SHARED(unsigned, carried, 2 * kTasks);
-    ties = {warps, carried, 0};
-    if (static_cast<int>(threadIdx.x) < p.task_count) carried[threadIdx.x] = 0;
+    if (static_cast<int>(threadIdx.x) < p.task_count) carried_ties[threadIdx.x] = 0;
     __syncthreads();
   }
   int counts[kMergeCounters] = {};

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .merge_problems import random_problem
 from .sample import OperatorCase, Sample
 
 __all__ = ["operator_cases", "operator_inputs", "random_models", "tall_masks_samples"]
@@ -198,3 +199,26 @@ def operator_inputs() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "mask_apply", (wide, vector, masks[0])
     yield "mask_multiply", (start, masks[0])
     yield "mask_apply_", ([tensor.clone() for tensor in start], vector, masks[0])
+    yield from _weight_operator_inputs()
+
+
+def _weight_operator_inputs() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Of the operators that merge weights: pieces of one and of several dtypes."""
+    for dtypes, windows in (
+        ((torch.float32,), "none"),
+        ((torch.bfloat16, torch.float64, torch.float16), "ties"),
+    ):
+        problem = random_problem(
+            (4100, 0, 70), 2, dtypes=dtypes, windows=windows, drop=True, election=1
+        )
+        lists = (problem.base, problem.finetuned)
+        out = [torch.empty_like(tensor) for tensor in problem.base]
+        yield "merge_weights_", (out, *problem.arguments())
+        counts = torch.zeros(2, 1 << 16, dtype=torch.int64)
+        yield "magnitude_histogram_", (counts, *lists, problem.vectors, [])
+        counts = torch.zeros(2, 1 << 15, dtype=torch.int64)
+        yield "magnitude_histogram_", (counts, *lists, problem.vectors, [0x7C00, 0x7D00])
+        if problem.windows is not None:
+            yield "magnitude_ties", (*lists, problem.vectors, problem.windows)
+        yield "compare_weights", (problem.base, problem.finetuned[:3])
+        yield "compare_weights", (problem.base, [])
