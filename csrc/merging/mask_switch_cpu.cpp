@@ -1,0 +1,69 @@
+#include "common/parallel.h"
+#include "merging/mask_apply.h"
+#include "merging/mask_switch_op.h"
+
+namespace robustcore {
+namespace {
+
+constexpr int64_t kChunk = 8192;  // parameters of one tensor
+
+// Up to 64 parameters: where a bit of `differs` is set, the weight under the bit of `kept`.
+template <class T>
+RC_INLINE void switch_word(uint64_t differs, uint64_t kept, int64_t count, const T* base,
+                        const accumulate_t<T>* merged, T* weights) {
+  uint8_t rewritten[kWordBits], added[kWordBits];
+  RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) rewritten[i] = (differs >> i) & 1;
+  RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) added[i] = (kept >> i) & 1;
+  RC_SIMD for (int64_t i = 0; i < count; ++i) {
+    const T value = AddWhereKept::apply<T>(base[i], merged[i], added[i] != 0);
+    weights[i] = rewritten[i] != 0 ? value : weights[i];
+  }
+}
+
+// Parameters [begin, end) of one tensor, whose first parameter is bit `start` of the masks.
+template <class T>
+RC_TARGET_CLONES void switch_range(const T* base, const accumulate_t<T>* merged, T* weights,
+                                   const uint64_t* before, const uint64_t* after, int64_t words,
+                                   int64_t start, int64_t begin, int64_t end) {
+  for (int64_t first = begin; first < end; first += kWordBits) {
+    const int64_t count = end - first < kWordBits ? end - first : kWordBits;
+    const uint64_t kept = bits_from(after, words, start + first);
+    uint64_t differs = kept ^ bits_from(before, words, start + first);
+    if (count < kWordBits) differs &= (uint64_t{1} << count) - 1;
+    if (differs == 0) continue;
+    if (count == kWordBits) {  // a loop of known length
+      switch_word(differs, kept, kWordBits, base + first, merged + first, weights + first);
+    } else {
+      switch_word(differs, kept, count, base + first, merged + first, weights + first);
+    }
+  }
+}
+
+void mask_switch_(std::vector<Tensor> weights, std::vector<Tensor> base,
+                  std::vector<Tensor> merged, const Tensor& before, const Tensor& after) {
+  const MaskSwitchArguments a = mask_switch_arguments(std::move(weights), std::move(base),
+                                                      std::move(merged), before, after);
+  const uint64_t* before_words = static_cast<const uint64_t*>(a.before.const_data_ptr());
+  const uint64_t* after_words = static_cast<const uint64_t*>(a.after.const_data_ptr());
+  const int64_t words = a.before.size(0);
+  for (int64_t tensor = 0; tensor < a.order.tensors(); ++tensor) {
+    dispatch_floating(a.weights[tensor].scalar_type(), [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const T* from = read_pointer<T>(a.base[tensor]);
+      const auto* added = read_pointer<accumulate_t<T>>(a.merged[tensor]);
+      T* to = write_pointer<T>(a.weights[tensor]);
+      const int64_t size = a.order.size(tensor), start = a.order.start(tensor);
+      parallel_rows((size + kChunk - 1) / kChunk, kChunk, [&](int64_t begin, int64_t end) {
+        switch_range(from, added, to, before_words, after_words, words, start, begin * kChunk,
+                     std::min(size, end * kChunk));
+      });
+    });
+  }
+}
+
+}  // namespace
+}  // namespace robustcore
+
+STABLE_TORCH_LIBRARY_IMPL(robustcore, CPU, m) {
+  m.impl("mask_switch_", TORCH_BOX(&robustcore::mask_switch_));
+}
