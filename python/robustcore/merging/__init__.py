@@ -1,5 +1,6 @@
 """Model merging: named methods from state dicts or files, task vectors, masks of all tasks."""
 
+from .combine_task_vectors import TaskCoefficients, combine_task_vectors
 from .emr import EMRMerge, emr_merge
 from .mask_file import MaskFile, read_mask_file
 from .merge import MergeReport, merge
@@ -9,6 +10,7 @@ from .pipeline import TaskVectors
 from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
 from .tall_masks import TallMasks, tall_masks
+from .task_switcher import TaskSwitcher
 from .task_vectors import multi_task_vector, task_vector
 from .weight_signature import WeightSignature, robust_weight_signature
 
@@ -21,9 +23,12 @@ __all__ = [
     "PackedMasks",
     "SearchResult",
     "TallMasks",
+    "TaskCoefficients",
+    "TaskSwitcher",
     "TaskVectors",
     "TensorInfo",
     "WeightSignature",
+    "combine_task_vectors",
     "emr_merge",
     "merge",
     "multi_task_vector",
