@@ -10,6 +10,7 @@ from .pipeline import TaskVectors
 from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
 from .tall_masks import TallMasks, tall_masks
+from .tangent import LinearizedModule, linearize
 from .task_switcher import TaskSwitcher
 from .task_vectors import multi_task_vector, task_vector
 from .weight_signature import WeightSignature, robust_weight_signature
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "EMRMerge",
     "FlatLayout",
+    "LinearizedModule",
     "MaskFile",
     "MergeReport",
     "PackedMasks",
@@ -30,6 +32,7 @@ __all__ = [
     "WeightSignature",
     "combine_task_vectors",
     "emr_merge",
+    "linearize",
     "merge",
     "multi_task_vector",
     "read_mask_file",

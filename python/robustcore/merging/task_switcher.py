@@ -172,7 +172,7 @@ class TaskSwitcher:
                 and ``force`` is not set; or the model was moved to another device or dtype. Nothing
                 is changed then.
         """
-        target = None if task is None else self._masks._index("to", task)
+        target = None if task is None else self._masks._index("TaskSwitcher.to", task)
         with self.lock:
             self._switch(target, force)
         return self
@@ -194,16 +194,16 @@ class TaskSwitcher:
             task: As in :meth:`to`.
             force: As in :meth:`to`, on entry.
         """
-        target = None if task is None else self._masks._index("using", task)
+        target = None if task is None else self._masks._index("TaskSwitcher.using", task)
         with self.lock:
             before = self._current
             self._switch(target, force)
             try:
                 yield self
             except BaseException:
-                self._switch(before, True)
+                self._switch(before, force=bool(self._weights.changes()))
                 raise
-            self._switch(before, False)
+            self._switch(before, force=False)
 
     def _switch(self, target: int | None, force: bool) -> None:
         with torch.no_grad():
