@@ -156,10 +156,9 @@ class LinearizedModule(nn.Module):
         """
         initial = self._initial()
         names = {id(tensor): name for name, tensor in self.named_parameters()}
-        return {
-            key: initial[names[id(tensor)]].clone() if id(tensor) in names else tensor.clone()
-            for key, tensor in self.state_dict(keep_vars=True).items()
-        }
+        state = self.state_dict(keep_vars=True)
+        chosen = {key: initial[names[id(t)]] if id(t) in names else t for key, t in state.items()}
+        return {key: t.clone() if isinstance(t, Tensor) else t for key, t in chosen.items()}
 
     def train(self, mode: bool = True) -> LinearizedModule:
         """Sets :attr:`training` and nothing else: the network stays in ``eval()``."""
