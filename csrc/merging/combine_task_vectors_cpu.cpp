@@ -4,22 +4,35 @@
 namespace robustcore {
 namespace {
 
-constexpr int64_t kChunk = 8192;  // parameters of one tensor
+constexpr int64_t kChunk = 8192;  // parameters in flat order
 constexpr int64_t kStep = 1024;   // whose sums stay in the nearest cache
 
-// Parameters [begin, end) of one tensor; `base` is null for a sum without it.
+// Pointers to the task vectors of each tensor, [tensors, tasks].
+std::vector<const void*> vector_table(const TaskVectorArguments& a) {
+  const int64_t tensors = a.order.tensors();
+  std::vector<const void*> table(tensors * a.tasks);
+  for (int64_t task = 0; task < a.tasks; ++task) {
+    for (int64_t tensor = 0; tensor < tensors; ++tensor) {
+      table[tensor * a.tasks + task] = a.vectors[task * tensors + tensor].const_data_ptr();
+    }
+  }
+  return table;
+}
+
+// Parameters [begin, end) of one tensor; `base` is null for a sum without it. The coefficients of
+// two tasks are `stride` apart.
 template <class T, class V>
-RC_TARGET_CLONES void combine_range(const T* base, const V* const* vectors,
-                                    const accumulate_t<T>* coefficients, int64_t tasks, T* result,
-                                    int64_t begin, int64_t end) {
+RC_TARGET_CLONES void combine_range(const T* base, const void* const* vectors,
+                                    const double* coefficients, int64_t stride, int64_t tasks,
+                                    T* result, int64_t begin, int64_t end) {
   using Acc = accumulate_t<T>;
   Acc totals[kStep];
   for (int64_t first = begin; first < end; first += kStep) {
     const int64_t count = end - first < kStep ? end - first : kStep;
     for (int64_t i = 0; i < count; ++i) totals[i] = Acc(0);
     for (int64_t task = 0; task < tasks; ++task) {
-      const V* RC_RESTRICT vector = vectors[task] + first;
-      const Acc coefficient = coefficients[task];
+      const V* RC_RESTRICT vector = static_cast<const V*>(vectors[task]) + first;
+      const Acc coefficient = static_cast<Acc>(coefficients[task * stride]);
       RC_SIMD for (int64_t i = 0; i < count; ++i) {
         totals[i] = with_term(totals[i], coefficient, static_cast<Acc>(to_accumulate(vector[i])));
       }
@@ -47,27 +60,26 @@ std::vector<Tensor> combine_task_vectors(std::vector<Tensor> base, std::vector<T
                             std::move(blocks), factors.size(1));
   const double* factor = read_pointer<double>(factors);
   std::vector<Tensor> results = fresh_like(a.model);
-  for (int64_t tensor = 0; tensor < a.order.tensors(); ++tensor) {
-    dispatch_stored(a.types[tensor], [&](auto model_tag, auto vector_tag) {
-      using T = typename decltype(model_tag)::type;
-      using V = typename decltype(vector_tag)::type;
-      std::vector<const V*> rows;
-      std::vector<accumulate_t<T>> own;
-      for (int64_t task = 0; task < a.tasks; ++task) {
-        rows.push_back(read_pointer<V>(a.vectors[task * a.order.tensors() + tensor]));
-        own.push_back(
-            static_cast<accumulate_t<T>>(factor[task * a.columns + a.blocks[tensor]]));
-      }
-      const T* start = add_base ? read_pointer<T>(a.model[tensor]) : nullptr;
-      T* result = write_pointer<T>(results[tensor]);
-      const int64_t size = a.order.size(tensor);
-      parallel_rows((size + kChunk - 1) / kChunk, kChunk * (a.tasks + 1),
-                    [&](int64_t begin, int64_t end) {
-                      combine_range<T, V>(start, rows.data(), own.data(), a.tasks, result,
-                                          begin * kChunk, std::min(size, end * kChunk));
-                    });
-    });
-  }
+  const std::vector<const void*> starts = read_pointers(a.model), table = vector_table(a);
+  std::vector<void*> targets;
+  for (const Tensor& result : results) targets.push_back(result.mutable_data_ptr());
+  const int64_t parameters = a.order.parameters();
+  // One loop over the whole model: most tensors are too small for threads of their own.
+  parallel_rows((parameters + kChunk - 1) / kChunk, kChunk, [&](int64_t first, int64_t last) {
+    std::vector<FlatPiece> pieces;
+    a.order.split(first * kChunk, std::min(parameters, last * kChunk), pieces);
+    for (const FlatPiece& piece : pieces) {
+      const int64_t tensor = piece.tensor;
+      dispatch_stored(a.types[tensor], [&](auto model_tag, auto vector_tag) {
+        using T = typename decltype(model_tag)::type;
+        using V = typename decltype(vector_tag)::type;
+        combine_range<T, V>(add_base ? static_cast<const T*>(starts[tensor]) : nullptr,
+                            table.data() + tensor * a.tasks, factor + a.blocks[tensor], a.columns,
+                            a.tasks, static_cast<T*>(targets[tensor]), piece.first,
+                            piece.first + piece.count);
+      });
+    }
+  });
   return results;
 }
 
@@ -81,12 +93,12 @@ RC_INLINE double sum_of_lanes(double* lanes) {
 
 // Partial sums of one block of parameters, [tasks].
 template <class T, class V>
-RC_TARGET_CLONES void multiply_block(const T* grad, const V* const* vectors, int64_t tasks,
+RC_TARGET_CLONES void multiply_block(const T* grad, const void* const* vectors, int64_t tasks,
                                      int64_t begin, int64_t end, double* row) {
   double wide[kMergeBlock];
   for (int64_t i = begin; i < end; ++i) wide[i - begin] = to_accumulate(grad[i]);
   for (int64_t task = 0; task < tasks; ++task) {
-    const V* RC_RESTRICT vector = vectors[task];
+    const V* RC_RESTRICT vector = static_cast<const V*>(vectors[task]);
     double lanes[kProductLanes] = {};
     for (int64_t first = begin; first < end; first += kProductLanes) {
       const int64_t count = end - first < kProductLanes ? end - first : kProductLanes;
@@ -116,28 +128,35 @@ Tensor task_vector_products(std::vector<Tensor> grads, std::vector<Tensor> vecto
   Tensor products = fresh(a.model[0], {tasks, columns}, ScalarType::Double);
   double* product = write_pointer<double>(products);
   std::fill(product, product + tasks * columns, 0.0);
-  for (int64_t tensor = 0; tensor < a.order.tensors(); ++tensor) {
-    const int64_t size = a.order.size(tensor), parts = merge_blocks(size);
-    if (size == 0) continue;
-    std::vector<double> rows(parts * tasks);
-    dispatch_stored(a.types[tensor], [&](auto model_tag, auto vector_tag) {
-      using T = typename decltype(model_tag)::type;
-      using V = typename decltype(vector_tag)::type;
-      std::vector<const V*> pointers;
-      for (int64_t task = 0; task < tasks; ++task) {
-        pointers.push_back(read_pointer<V>(a.vectors[task * a.order.tensors() + tensor]));
-      }
-      const T* grad = read_pointer<T>(a.model[tensor]);
-      parallel_rows(parts, kMergeBlock * tasks, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-          multiply_block<T, V>(grad, pointers.data(), tasks, part * kMergeBlock,
-                               std::min(size, (part + 1) * kMergeBlock),
-                               rows.data() + part * tasks);
+  const int64_t tensors = a.order.tensors();
+  std::vector<int64_t> parts;  // of each tensor
+  for (int64_t tensor = 0; tensor < tensors; ++tensor) {
+    parts.push_back(merge_blocks(a.order.size(tensor)));
+  }
+  const FlatOrder order(parts);
+  const std::vector<const void*> starts = read_pointers(a.model), table = vector_table(a);
+  std::vector<double> rows(order.parameters() * tasks);
+  parallel_rows(order.parameters(), kMergeBlock, [&](int64_t first, int64_t last) {
+    std::vector<FlatPiece> pieces;
+    order.split(first, last, pieces);
+    for (const FlatPiece& piece : pieces) {
+      const int64_t tensor = piece.tensor, size = a.order.size(tensor);
+      dispatch_stored(a.types[tensor], [&](auto model_tag, auto vector_tag) {
+        using T = typename decltype(model_tag)::type;
+        using V = typename decltype(vector_tag)::type;
+        for (int64_t part = piece.first; part < piece.first + piece.count; ++part) {
+          multiply_block<T, V>(static_cast<const T*>(starts[tensor]), table.data() + tensor * tasks,
+                               tasks, part * kMergeBlock, std::min(size, (part + 1) * kMergeBlock),
+                               rows.data() + (order.start(tensor) + part) * tasks);
         }
       });
-    });
+    }
+  });
+  for (int64_t tensor = 0; tensor < tensors; ++tensor) {
+    if (order.size(tensor) == 0) continue;
     for (int64_t task = 0; task < tasks; ++task) {
-      product[task * columns + a.blocks[tensor]] += sum_of_rows(rows.data() + task, parts, tasks);
+      product[task * columns + a.blocks[tensor]] +=
+          sum_of_rows(rows.data() + order.start(tensor) * tasks + task, order.size(tensor), tasks);
     }
   }
   return products;

@@ -5,7 +5,7 @@
 namespace robustcore {
 namespace {
 
-constexpr int64_t kChunk = 8192;  // parameters of one tensor
+constexpr int64_t kChunk = 8192;  // parameters in flat order
 
 // Up to 64 parameters: where a bit of `differs` is set, the weight under the bit of `kept`.
 template <class T>
@@ -45,20 +45,25 @@ void mask_switch_(std::vector<Tensor> weights, std::vector<Tensor> base,
                                                       std::move(merged), before, after);
   const uint64_t* before_words = static_cast<const uint64_t*>(a.before.const_data_ptr());
   const uint64_t* after_words = static_cast<const uint64_t*>(a.after.const_data_ptr());
-  const int64_t words = a.before.size(0);
-  for (int64_t tensor = 0; tensor < a.order.tensors(); ++tensor) {
-    dispatch_floating(a.weights[tensor].scalar_type(), [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const T* from = read_pointer<T>(a.base[tensor]);
-      const auto* added = read_pointer<accumulate_t<T>>(a.merged[tensor]);
-      T* to = write_pointer<T>(a.weights[tensor]);
-      const int64_t size = a.order.size(tensor), start = a.order.start(tensor);
-      parallel_rows((size + kChunk - 1) / kChunk, kChunk, [&](int64_t begin, int64_t end) {
-        switch_range(from, added, to, before_words, after_words, words, start, begin * kChunk,
-                     std::min(size, end * kChunk));
+  const std::vector<const void*> from = read_pointers(a.base), added = read_pointers(a.merged);
+  const std::vector<ScalarType> types = types_of(a.weights);
+  std::vector<void*> to;
+  for (const Tensor& tensor : a.weights) to.push_back(tensor.mutable_data_ptr());
+  const int64_t words = a.before.size(0), parameters = a.order.parameters();
+  // One loop over the whole model: most tensors are too small for threads of their own.
+  parallel_rows((parameters + kChunk - 1) / kChunk, kChunk, [&](int64_t first, int64_t last) {
+    std::vector<FlatPiece> pieces;
+    a.order.split(first * kChunk, std::min(parameters, last * kChunk), pieces);
+    for (const FlatPiece& piece : pieces) {
+      dispatch_floating(types[piece.tensor], [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        switch_range(static_cast<const T*>(from[piece.tensor]),
+                     static_cast<const accumulate_t<T>*>(added[piece.tensor]),
+                     static_cast<T*>(to[piece.tensor]), before_words, after_words, words,
+                     a.order.start(piece.tensor), piece.first, piece.first + piece.count);
       });
-    });
-  }
+    }
+  });
 }
 
 }  // namespace
