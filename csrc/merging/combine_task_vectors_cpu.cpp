@@ -5,7 +5,8 @@ namespace robustcore {
 namespace {
 
 constexpr int64_t kChunk = 8192;  // parameters in flat order
-constexpr int64_t kStep = 1024;   // whose sums stay in the nearest cache
+constexpr int64_t kGroup = 16;    // blocks of products
+constexpr int64_t kStep = 64;     // few, so that the streams of all tasks advance together
 
 // Pointers to the task vectors of each tensor, [tensors, tasks].
 std::vector<const void*> vector_table(const TaskVectorArguments& a) {
@@ -19,33 +20,43 @@ std::vector<const void*> vector_table(const TaskVectorArguments& a) {
   return table;
 }
 
-// Parameters [begin, end) of one tensor; `base` is null for a sum without it. The coefficients of
-// two tasks are `stride` apart.
+// `count` parameters of one tensor, at most kStep; `base` is null for a sum without it. The
+// coefficients of two tasks are `stride` apart.
+template <class T, class V>
+RC_INLINE void combine_step(const T* base, const void* const* vectors, const double* coefficients,
+                         int64_t stride, int64_t tasks, T* result, int64_t first, int64_t count) {
+  using Acc = accumulate_t<T>;
+  Acc totals[kStep] = {};
+  for (int64_t task = 0; task < tasks; ++task) {
+    const V*
+  RC_RESTRICT vector = static_cast<const V*>(vectors[task]) + first;
+    const Acc coefficient = static_cast<Acc>(coefficients[task * stride]);
+    RC_SIMD for (int64_t i = 0; i < count; ++i) {
+      totals[i] = with_term(totals[i], coefficient, static_cast<Acc>(to_accumulate(vector[i])));
+    }
+  }
+  T* RC_RESTRICT to = result + first;
+  if (base) {
+    const T* RC_RESTRICT from = base + first;
+    RC_SIMD for (int64_t i = 0; i < count; ++i) {
+      to[i] = from_accumulate<T>(to_accumulate(from[i]) + totals[i]);
+    }
+  } else {
+    RC_SIMD for (int64_t i = 0; i < count; ++i) to[i] = from_accumulate<T>(totals[i]);
+  }
+}
+
+// Parameters [begin, end) of one tensor.
 template <class T, class V>
 RC_TARGET_CLONES void combine_range(const T* base, const void* const* vectors,
                                     const double* coefficients, int64_t stride, int64_t tasks,
                                     T* result, int64_t begin, int64_t end) {
-  using Acc = accumulate_t<T>;
-  Acc totals[kStep];
-  for (int64_t first = begin; first < end; first += kStep) {
-    const int64_t count = end - first < kStep ? end - first : kStep;
-    for (int64_t i = 0; i < count; ++i) totals[i] = Acc(0);
-    for (int64_t task = 0; task < tasks; ++task) {
-      const V* RC_RESTRICT vector = static_cast<const V*>(vectors[task]) + first;
-      const Acc coefficient = static_cast<Acc>(coefficients[task * stride]);
-      RC_SIMD for (int64_t i = 0; i < count; ++i) {
-        totals[i] = with_term(totals[i], coefficient, static_cast<Acc>(to_accumulate(vector[i])));
-      }
-    }
-    T* RC_RESTRICT to = result + first;
-    if (base) {
-      const T* RC_RESTRICT from = base + first;
-      RC_SIMD for (int64_t i = 0; i < count; ++i) {
-        to[i] = from_accumulate<T>(to_accumulate(from[i]) + totals[i]);
-      }
-    } else {
-      RC_SIMD for (int64_t i = 0; i < count; ++i) to[i] = from_accumulate<T>(totals[i]);
-    }
+  int64_t first = begin;
+  for (; first + kStep <= end; first += kStep) {  // loops of known length
+    combine_step<T, V>(base, vectors, coefficients, stride, tasks, result, first, kStep);
+  }
+  if (first < end) {
+    combine_step<T, V>(base, vectors, coefficients, stride, tasks, result, first, end - first);
   }
 }
 
@@ -91,23 +102,29 @@ RC_INLINE double sum_of_lanes(double* lanes) {
   return lanes[0];
 }
 
-// Partial sums of one block of parameters, [tasks].
+// `count` parameters, at most one for each lane, added to the lanes.
 template <class T, class V>
-RC_TARGET_CLONES void multiply_block(const T* grad, const void* const* vectors, int64_t tasks,
-                                     int64_t begin, int64_t end, double* row) {
-  double wide[kMergeBlock];
-  for (int64_t i = begin; i < end; ++i) wide[i - begin] = to_accumulate(grad[i]);
-  for (int64_t task = 0; task < tasks; ++task) {
-    const V* RC_RESTRICT vector = static_cast<const V*>(vectors[task]);
+RC_INLINE void multiply_step(const T* RC_RESTRICT grad, const V* RC_RESTRICT vector, int64_t count,
+                             double* RC_RESTRICT lanes) {
+  RC_SIMD for (int64_t lane = 0; lane < count; ++lane) {
+    lanes[lane] = with_product(lanes[lane], to_accumulate(grad[lane]), to_accumulate(vector[lane]));
+  }
+}
+
+// Partial sums of parameters [begin, end) of one tensor with one task's vector, to every stride-th
+// place of `rows`.
+template <class T, class V>
+RC_TARGET_CLONES void multiply_range(const T* grad, const V* vector, int64_t begin, int64_t end,
+                                     int64_t stride, double* rows) {
+  for (int64_t first = begin; first < end; first += kMergeBlock, rows += stride) {
+    const int64_t last = first + kMergeBlock < end ? first + kMergeBlock : end;
     double lanes[kProductLanes] = {};
-    for (int64_t first = begin; first < end; first += kProductLanes) {
-      const int64_t count = end - first < kProductLanes ? end - first : kProductLanes;
-      const double* from = wide + (first - begin);
-      RC_SIMD for (int64_t lane = 0; lane < count; ++lane) {
-        lanes[lane] = with_product(lanes[lane], from[lane], to_accumulate(vector[first + lane]));
-      }
+    int64_t at = first;
+    for (; at + kProductLanes <= last; at += kProductLanes) {  // loops of known length
+      multiply_step(grad + at, vector + at, kProductLanes, lanes);
     }
-    row[task] = sum_of_lanes(lanes);
+    if (at < last) multiply_step(grad + at, vector + at, last - at, lanes);
+    *rows = sum_of_lanes(lanes);
   }
 }
 
@@ -144,10 +161,16 @@ Tensor task_vector_products(std::vector<Tensor> grads, std::vector<Tensor> vecto
       dispatch_stored(a.types[tensor], [&](auto model_tag, auto vector_tag) {
         using T = typename decltype(model_tag)::type;
         using V = typename decltype(vector_tag)::type;
-        for (int64_t part = piece.first; part < piece.first + piece.count; ++part) {
-          multiply_block<T, V>(static_cast<const T*>(starts[tensor]), table.data() + tensor * tasks,
-                               tasks, part * kMergeBlock, std::min(size, (part + 1) * kMergeBlock),
-                               rows.data() + (order.start(tensor) + part) * tasks);
+        const int64_t end = piece.first + piece.count;
+        // Task after task over blocks whose gradient stays in the cache: long streams.
+        for (int64_t part = piece.first; part < end; part += kGroup) {
+          const int64_t stop = std::min(part + kGroup, end);
+          for (int64_t task = 0; task < tasks; ++task) {
+            multiply_range(static_cast<const T*>(starts[tensor]),
+                           static_cast<const V*>(table[tensor * tasks + task]), part * kMergeBlock,
+                           std::min(size, stop * kMergeBlock), tasks,
+                           rows.data() + (order.start(tensor) + part) * tasks + task);
+          }
         }
       });
     }

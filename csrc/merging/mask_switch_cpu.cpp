@@ -7,16 +7,14 @@ namespace {
 
 constexpr int64_t kChunk = 8192;  // parameters in flat order
 
-// Up to 64 parameters: where a bit of `differs` is set, the weight under the bit of `kept`.
+// Up to 32 parameters: where a bit of `differs` is set, the weight under the bit of `kept`. With
+// words as wide as a float, a bit becomes a lane without narrowing and widening.
 template <class T>
-RC_INLINE void switch_word(uint64_t differs, uint64_t kept, int64_t count, const T* base,
+RC_INLINE void switch_word(uint32_t differs, uint32_t kept, int count, const T* base,
                         const accumulate_t<T>* merged, T* weights) {
-  uint8_t rewritten[kWordBits], added[kWordBits];
-  RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) rewritten[i] = (differs >> i) & 1;
-  RC_SIMD for (int64_t i = 0; i < kWordBits; ++i) added[i] = (kept >> i) & 1;
-  RC_SIMD for (int64_t i = 0; i < count; ++i) {
-    const T value = AddWhereKept::apply<T>(base[i], merged[i], added[i] != 0);
-    weights[i] = rewritten[i] != 0 ? value : weights[i];
+  RC_SIMD for (int i = 0; i < count; ++i) {
+    const T value = AddWhereKept::apply<T>(base[i], merged[i], ((kept >> i) & 1u) != 0);
+    weights[i] = ((differs >> i) & 1u) != 0 ? value : weights[i];
   }
 }
 
@@ -31,10 +29,17 @@ RC_TARGET_CLONES void switch_range(const T* base, const accumulate_t<T>* merged,
     uint64_t differs = kept ^ bits_from(before, words, start + first);
     if (count < kWordBits) differs &= (uint64_t{1} << count) - 1;
     if (differs == 0) continue;
-    if (count == kWordBits) {  // a loop of known length
-      switch_word(differs, kept, kWordBits, base + first, merged + first, weights + first);
-    } else {
-      switch_word(differs, kept, count, base + first, merged + first, weights + first);
+    for (int64_t half = 0; half < count; half += 32) {
+      const auto rewritten = static_cast<uint32_t>(differs >> half);
+      const auto added = static_cast<uint32_t>(kept >> half);
+      const int64_t at = first + half;
+      if (rewritten == 0) continue;
+      if (count - half >= 32) {  // a loop of known length
+        switch_word(rewritten, added, 32, base + at, merged + at, weights + at);
+      } else {
+        switch_word(rewritten, added, static_cast<int>(count - half), base + at, merged + at,
+                    weights + at);
+      }
     }
   }
 }
