@@ -61,9 +61,7 @@ class CombineTaskVectors(Benchmark):
     )
     targets = (
         *(
-            Target(
-                f"{passes}: at least as fast as eager", "speedup:eager", 1.0, size.label, passes
-            )
+            Target(f"{passes}: at least as fast as eager", "speedup:eager", 1.0, size.label, passes)
             for size in sizes
             for passes in _PASSES
         ),

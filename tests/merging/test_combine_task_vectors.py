@@ -38,7 +38,7 @@ def example(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sample", combine_task_vectors_samples(), ids=lambda s: s.name)
+@pytest.mark.parametrize("sample", list(combine_task_vectors_samples()), ids=lambda s: s.name)
 def test_samples(sample: Any, dtype: torch.dtype) -> None:
     for finding in check_sample(CASE, sample, "cpu", dtype):
         assert finding.comparison.passed, (finding.quantity, str(finding.comparison))
@@ -205,7 +205,7 @@ def test_state_dicts_with_buffers() -> None:
     model = torch.nn.BatchNorm1d(3)
     base = model.state_dict()
     vectors = [{key: t + 1 for key, t in base.items() if t.is_floating_point()}]
-    blocks = {key: 0 for key in vectors[0]}
+    blocks = dict.fromkeys(vectors[0], 0)
     result = combine_task_vectors(base, vectors, torch.tensor([[1.0]]), blocks=blocks)
     assert list(result) == list(base)
     assert torch.equal(result["num_batches_tracked"], base["num_batches_tracked"])

@@ -75,9 +75,7 @@ def test_gradients_are_those_of_the_start_wherever_the_weights_are() -> None:
     for scale in (0.0, 2.0):
         there = moved(linear, scale, 1)
         there(x).backward(cotangent)
-        for (name, ours), theirs in zip(
-            there.named_parameters(), model.parameters(), strict=True
-        ):
+        for (name, ours), theirs in zip(there.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12, msg=name)
 
 
@@ -249,7 +247,7 @@ def test_frozen_parameters_stay_frozen() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(TypeError, match="linearize: model must be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
         linearize({})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="linearize: model must have parameters"):
         linearize(nn.ReLU())

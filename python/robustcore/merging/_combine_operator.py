@@ -41,9 +41,7 @@ def combined_weights(
     refuse_tangents(_NAME, [*base, *vectors, coefficients])
     with translated:
         if functorch_active():
-            return list(
-                _Combine.apply(coefficients, blocks, add_base, len(base), *base, *vectors)
-            )
+            return list(_Combine.apply(coefficients, blocks, add_base, len(base), *base, *vectors))
         return list(_OPS.combine_task_vectors(base, vectors, coefficients, blocks, add_base))
 
 

@@ -218,7 +218,7 @@ torch.library.register_autograd(
 
 
 def _register_overwriting(name: str) -> None:
-    """For an operator that overwrites the models in its first argument and reads lists of others."""
+    """For an operator that overwrites the model in its first argument and reads others."""
     operator = getattr(torch.ops.robustcore, name)
 
     def with_autograd(written: Any, *others: Any) -> None:

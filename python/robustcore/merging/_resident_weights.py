@@ -1,4 +1,4 @@
-"""The weights that a switcher rewrites: where they are, whether they can be, whether they changed."""
+"""The weights that a switcher rewrites: where they are, and whether somebody changed them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def find_weights(op: str, model: Any, layout: FlatLayout) -> tuple[list[str], li
             raise TypeError(f"{op}: model must be a tensor like the masks' models, got a module")
         slots, parameters = _module_slots(model)
         known = {info.key for info in (*layout.parameters, *layout.skipped)}
-        slots = {
-            name: slot for name, slot in slots.items() if name in known or name in parameters
-        }
+        slots = {name: slot for name, slot in slots.items() if name in known or name in parameters}
     else:
         check_model(op, "model", model)
         if isinstance(model, Tensor) != layout.is_tensor:

@@ -252,9 +252,7 @@ class TaskCoefficients(nn.Module):
 
     def forward(self) -> Tensor | dict[str, Tensor]:
         """The combined weights, differentiable for the coefficients."""
-        return combine_task_vectors(
-            self.base, self.vectors, self.coefficients, blocks=self.blocks
-        )
+        return combine_task_vectors(self.base, self.vectors, self.coefficients, blocks=self.blocks)
 
     def extra_repr(self) -> str:
         tasks, blocks = self.coefficients.shape

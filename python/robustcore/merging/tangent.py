@@ -59,7 +59,10 @@ def linearize(model: nn.Module) -> LinearizedModule:
 
 
 class LinearizedModule(nn.Module):
-    r"""What :func:`linearize` returns: :math:`f(x; \theta_0) + J_\theta f(x; \theta_0)(\theta - \theta_0)`
+    r"""A network as a linear function of its weights; :func:`linearize` makes it.
+
+    .. math::
+        f(x; \theta_0) + J_\theta f(x; \theta_0)\,(\theta - \theta_0)
 
     Its parameters :math:`\theta` have the names that they have in the original module, in
     ``named_parameters()``, ``state_dict()`` and ``load_state_dict()`` alike; so state dicts can be
@@ -68,13 +71,13 @@ class LinearizedModule(nn.Module):
     not in the state dict, but move with ``to()``.
 
     ``forward`` takes what the original takes and returns what it returns, a tensor or a nested
-    structure of floating-point tensors. It is one forward-mode pass (:func:`torch.func.jvp`) and can
-    be differentiated for :math:`\theta` by ``backward()``: the gradient of :math:`v^\top f` is
+    structure of floating-point tensors. It is one forward-mode pass (:func:`torch.func.jvp`) and
+    can be differentiated for :math:`\theta` by ``backward()``: the gradient of :math:`v^\top f` is
     :math:`J^\top v`, whatever :math:`\theta` is.
 
-    The original is evaluated as in ``eval()``, always: dropout is off and BatchNorm uses its running
-    statistics, which stay as they are. Otherwise the function would be another one at every call.
-    ``train()`` sets only this module's own flag.
+    The original is evaluated as in ``eval()``, always: dropout is off and BatchNorm uses its
+    running statistics, which stay as they are. Otherwise the function would be another one at every
+    call. ``train()`` sets only this module's own flag.
 
     Attributes:
         training: What ``train()`` and ``eval()`` said last; it changes nothing in ``forward``.

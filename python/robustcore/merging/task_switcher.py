@@ -20,7 +20,7 @@ __all__ = ["TaskSwitcher"]
 
 
 class TaskSwitcher:
-    r"""Rewrites a model's weights to those of one task or another: :math:`\theta_0 + m_t \odot \tau_M`
+    r"""Rewrites the weights of a model to those of a task: :math:`\theta_0 + m_t \odot \tau_M`
 
     Base and multi-task vector are resident once, each further task costs one bit per parameter. A
     switch is one fused pass in place, which reads and writes weights only where the two masks
@@ -28,14 +28,14 @@ class TaskSwitcher:
 
     Args:
         model: A module, or a mapping of tensors such as its ``state_dict()``. Its floating-point
-            tensors must be those of ``masks.layout``: parameters and persistent buffers, the running
-            statistics of BatchNorm included. Integer and boolean buffers are never touched, nor are
-            floating-point buffers of a module that the masks know nothing of.
+            tensors must be those of ``masks.layout``: parameters and persistent buffers, the
+            running statistics of BatchNorm included. Integer and boolean buffers are never touched,
+            nor are floating-point buffers of a module that the masks know nothing of.
         masks: One packed mask per task. Copied to the device of the model if they are elsewhere.
         merged: :math:`\tau_M`, as for :meth:`PackedMasks.apply`. Used without a copy if it has the
             dtype of computation and is on the device of the model, so leave it as it is.
-        base: :math:`\theta_0`; the model's weights are set to it at once. By default the weights that
-            the model has now. Used without a copy if it is on the device of the model and shares no
+        base: :math:`\theta_0`; the model's weights are set to it at once. By default the weights
+            that the model has now. Used without a copy if it is on the device of the model and shares no
             memory with it (``model.state_dict()`` does), so leave it as it is.
 
     Attributes:
@@ -48,8 +48,8 @@ class TaskSwitcher:
             differences), or weights cannot be rewritten: tensors that overlap without being tied,
             tied ones with unequal masks, base or vector; expanded and inference tensors.
 
-    **Threads.** Switches exclude each other. A forward pass reads weights without asking, so none may
-    run while another thread switches: run it inside ``with switcher.using(task):``, which holds
+    **Threads.** Switches exclude each other. A forward pass reads weights without asking, so none
+    may run while another thread switches: run it inside ``with switcher.using(task):``, which holds
     :attr:`lock` until the block ends, or take the lock yourself. On CUDA a switch is queued on the
     current stream; a forward pass on another stream must be synchronised with it by the caller.
 
@@ -59,9 +59,9 @@ class TaskSwitcher:
     version counters and replaced storage and raises RuntimeError, unless ``force=True`` says to
     throw them away. Changes through ``parameter.data`` keep the counters and go unseen.
 
-    **Memory**, :attr:`nbytes`, beside the model's own weights: the base, the multi-task vector in the
-    dtype of computation, and (T + 1) P/8 bytes of masks (one is empty: the base). For 20 tasks of a
-    float32 model that and the model are 14.6 bytes per parameter, where 20 models take 80.
+    **Memory**, :attr:`nbytes`, beside the model's own weights: the base, the multi-task vector in
+    the dtype of computation, and (T + 1) P/8 bytes of masks (one is empty: the base). For 20 tasks
+    of a float32 model that and the model are 14.6 bytes per parameter, where 20 models take 80.
 
     A switcher belongs to the memory of its model: it cannot be copied or pickled.
 
@@ -185,8 +185,9 @@ class TaskSwitcher:
     def using(self, task: int | str | None, *, force: bool = False) -> Iterator[TaskSwitcher]:
         """A context with the weights of a task; the task (or base) of before returns at its end.
 
-        It holds :attr:`lock`, so that no other thread switches meanwhile. Contexts may be nested. The
-        weights of before also return after an exception, then by force. Without one, weights that
+        It holds :attr:`lock`, so that no other thread switches meanwhile. Contexts may be nested.
+        The weights of before also return after an exception, even if they were changed inside the
+        block. Without one, weights that
         were changed inside the block stay as they are and RuntimeError is raised: what was trained
         is not thrown away without a word.
 
@@ -248,8 +249,8 @@ class TaskSwitcher:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
-            "TaskSwitcher: cannot be copied or pickled, as it rewrites the memory of its model; save "
-            "the masks (PackedMasks.save) and make a new one for the copy"
+            "TaskSwitcher: cannot be copied or pickled, as it rewrites the memory of its model; "
+            "save the masks (PackedMasks.save) and make a new one for the copy"
         )
 
 

@@ -89,17 +89,13 @@ def run_products(
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_combine(
-    simt: Executor, sizes: list[int], dtype: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_combine(simt: Executor, sizes: list[int], dtype: tuple[torch.dtype, torch.dtype]) -> None:
     run_combine(simt, sizes, [dtype] * len(sizes), 3, list(range(len(sizes))))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_products(
-    simt: Executor, sizes: list[int], dtype: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_products(simt: Executor, sizes: list[int], dtype: tuple[torch.dtype, torch.dtype]) -> None:
     run_products(simt, sizes, [dtype] * len(sizes), 3, list(range(len(sizes))))
 
 
