@@ -148,7 +148,7 @@ class LinearizedModule(nn.Module):
         # Fused attention has no forward-mode derivative. Inside a mode, if only one that changes
         # nothing, PyTorch's own layers do not take their fused path.
         with sdpa_kernel(SDPBackend.MATH), BaseTorchFunctionMode():
-            values, changed = torch.func.jvp(outputs, tuple(initial.values()), changes)
+            values, changed = torch.func.jvp(outputs, tuple(initial.values()), changes)[:2]
         sums = [value + change for value, change in zip(values, changed, strict=True)]
         return _pytree.tree_unflatten(sums, structure[-1])
 

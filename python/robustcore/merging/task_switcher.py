@@ -35,8 +35,8 @@ class TaskSwitcher:
         merged: :math:`\tau_M`, as for :meth:`PackedMasks.apply`. Used without a copy if it has the
             dtype of computation and is on the device of the model, so leave it as it is.
         base: :math:`\theta_0`; the model's weights are set to it at once. By default the weights
-            that the model has now. Used without a copy if it is on the device of the model and shares no
-            memory with it (``model.state_dict()`` does), so leave it as it is.
+            that the model has now. Used without a copy if it is on the device of the model and
+            shares no memory with it (``model.state_dict()`` does), so leave it as it is.
 
     Attributes:
         tasks: The names of the tasks.
