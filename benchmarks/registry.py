@@ -44,6 +44,8 @@ _MODULES = (
     "losses.ldr_kl_loss",
     "losses.aldr_kl_loss",
     "merging.tall_masks",
+    "merging.task_switcher",
+    "merging.combine_task_vectors",
     "pcr.linear_recurrence",
 )
 

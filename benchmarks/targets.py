@@ -17,7 +17,7 @@ class Target:
 
     Args:
         label: What is promised, in words.
-        metric: ``speedup:<contestant kind>``, ``fraction_of_copy``, ``fraction_of_read``,
+        metric: ``speedup:<contestant kind or name>``, ``fraction_of_copy``, ``fraction_of_read``,
             ``extra_bytes``, ``memory_ratio:<contestant kind>`` (extra memory of the operator over
             that of the thriftiest contestant of the kind),
             ``memory_ratio_beside_gradients:<contestant kind>`` (the same without the gradients that
@@ -108,10 +108,11 @@ def _memory_ratio(row: Mapping[str, Any], kind: str, everyones: int) -> float | 
 
 
 def _best_speedup(row: Mapping[str, Any], kind: str) -> float | None:
-    """Against the fastest contestant of that kind."""
+    """Against the fastest contestant of that kind, or the one of that name."""
     speedups = [
         row["speedups"][contestant["name"]]
         for contestant in row["contestants"]
-        if contestant["kind"] == kind and contestant["name"] in row["speedups"]
+        if kind in (contestant["kind"], contestant["name"])
+        and contestant["name"] in row["speedups"]
     ]
     return min(speedups, default=None)

@@ -203,6 +203,21 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   m.def("mask_apply(Tensor[] base, Tensor[] merged, Tensor mask) -> Tensor[]");
   m.def("mask_apply_(Tensor(a!)[] base, Tensor[] merged, Tensor mask) -> ()");
   m.def("mask_multiply(Tensor[] tensors, Tensor mask) -> Tensor[]");
+  // From base + before * merged to base + after * merged, touching only what the masks differ in.
+  m.def(
+      "mask_switch_(Tensor(a!)[] weights, Tensor[] base, Tensor[] merged, Tensor before, "
+      "Tensor after) -> ()");
+  // base + sum over tasks of coefficients[t, blocks[j]] * vectors[t, j], or the sum alone, for
+  // tensors j: vectors [tasks * tensors], task by task, in the dtype of the base or in that of
+  // computation; coefficients float64 [tasks, blocks].
+  m.def(
+      "combine_task_vectors(Tensor[] base, Tensor[] vectors, Tensor coefficients, int[] blocks, "
+      "bool add_base) -> Tensor[]");
+  // Its derivative for the coefficients: inner products of grads and vectors, float64 [tasks,
+  // block_count].
+  m.def(
+      "task_vector_products(Tensor[] grads, Tensor[] vectors, int tasks, int[] blocks, "
+      "int block_count) -> Tensor");
   // Pieces: slices of tensors, contiguous, each of any floating dtype; `tasks * pieces` of finetuned,
   // task by task; vectors[t] != 0: task t comes as task vectors. Tables are on the CPU: rescale and
   // weights float64 [pieces, tasks]; scales float64 [pieces, 2], of the base and of what is added to

@@ -34,18 +34,28 @@ constexpr int kBlock = 256;
 constexpr int kPerThread = 8;
 constexpr std::int64_t kPart = kBlock * kPerThread;
 
-template <class Policy, class T>
-__global__ void __launch_bounds__(kBlock, 4) mask_apply_kernel(const MaskApplyParams<T> p) {
-  using Acc = accumulate_t<T>;
-  int tensor = 0, after = p.tensors;
+// The tensor that a block works on, by the first block of each.
+__device__ __forceinline__ int tensor_of_block(const std::int64_t* blocks, int tensors) {
+  int tensor = 0, after = tensors;
   while (after - tensor > 1) {
     const int middle = (tensor + after) / 2;
-    if (p.blocks[middle] <= blockIdx.x) {
+    if (blocks[middle] <= blockIdx.x) {
       tensor = middle;
     } else {
       after = middle;
     }
   }
+  return tensor;
+}
+
+__device__ __forceinline__ bool kept_by(const std::uint64_t* mask, std::int64_t parameter) {
+  return (mask[parameter / kWordBits] >> (parameter % kWordBits)) & 1;
+}
+
+template <class Policy, class T>
+__global__ void __launch_bounds__(kBlock, 4) mask_apply_kernel(const MaskApplyParams<T> p) {
+  using Acc = accumulate_t<T>;
+  const int tensor = tensor_of_block(p.blocks, p.tensors);
   const T* values = p.values[tensor];
   const Acc* merged = p.merged[tensor];
   T* results = p.results[tensor];
@@ -61,7 +71,7 @@ __global__ void __launch_bounds__(kBlock, 4) mask_apply_kernel(const MaskApplyPa
     if (i < size) {
       value[j] = values[i];
       addend[j] = Policy::kReadsBase ? merged[i] : Acc(0);
-      kept[j] = (p.mask[(start + i) / kWordBits] >> ((start + i) % kWordBits)) & 1;
+      kept[j] = kept_by(p.mask, start + i);
     }
   }
 #pragma unroll
@@ -84,9 +94,9 @@ struct MaskApplyModel {
 
 // The tensors `run` of the model, all of type T, none empty, at most kApplyTensors.
 template <class Policy, class T>
-void launch_mask_apply(const MaskApplyModel& model, const std::vector<std::int64_t>& run,
-                       cudaStream_t stream) {
-  using namespace mask_apply_cuda;
+MaskApplyParams<T> mask_apply_params(const MaskApplyModel& model,
+                                     const std::vector<std::int64_t>& run) {
+  using mask_apply_cuda::kPart;
   MaskApplyParams<T> p{};
   p.tensors = static_cast<int>(run.size());
   p.mask = model.mask;
@@ -99,6 +109,14 @@ void launch_mask_apply(const MaskApplyModel& model, const std::vector<std::int64
     p.sizes[i] = model.order->size(tensor);
     p.blocks[i + 1] = p.blocks[i] + (p.sizes[i] + kPart - 1) / kPart;
   }
+  return p;
+}
+
+template <class Policy, class T>
+void launch_mask_apply(const MaskApplyModel& model, const std::vector<std::int64_t>& run,
+                       cudaStream_t stream) {
+  using namespace mask_apply_cuda;
+  const MaskApplyParams<T> p = mask_apply_params<Policy, T>(model, run);
   simt::launch<mask_apply_kernel<Policy, T>>(p.blocks[p.tensors], kBlock, stream, p);
 }
 

@@ -7,15 +7,6 @@ namespace {
 
 constexpr int64_t kChunk = 8192;  // parameters of one tensor
 
-// Bits [bit, bit + 64) of a mask of `words` words; those past the end are zero.
-RC_INLINE uint64_t bits_from(const uint64_t* mask, int64_t words, int64_t bit) {
-  const int64_t word = bit / kWordBits;
-  const int shift = static_cast<int>(bit % kWordBits);
-  const uint64_t low = mask[word] >> shift;
-  if (shift == 0 || word + 1 == words) return low;
-  return low | (mask[word + 1] << (kWordBits - shift));
-}
-
 // Parameters [begin, end) of one tensor, whose first parameter is bit `start` of the mask.
 template <class Policy, class T>
 RC_TARGET_CLONES void apply_range(const T* values, const accumulate_t<T>* merged, T* result,

@@ -38,6 +38,15 @@ RC_INLINE int population(uint32_t word) {
 #endif
 }
 
+// Bits [bit, bit + 64) of a mask of `words` words; those past the end are zero.
+RC_INLINE uint64_t bits_from(const uint64_t* mask, int64_t words, int64_t bit) {
+  const int64_t word = bit / kWordBits;
+  const int shift = static_cast<int>(bit % kWordBits);
+  const uint64_t low = mask[word] >> shift;
+  if (shift == 0 || word + 1 == words) return low;
+  return low | (mask[word + 1] << (kWordBits - shift));
+}
+
 // Which of a word's parameters have a number >= rank, where bit b of each number stands in
 // planes[b * stride]. Compares from the highest bit down: `equal` are those still undecided.
 template <class Word>

@@ -25,9 +25,10 @@ def test_opcheck(name: str, args: tuple[Any, ...]) -> None:
     torch.library.opcheck(operator(name), args)
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [p for p in INPUTS if p.values[0] in ("mask_apply", "mask_multiply")]
-)
+DIFFERENTIABLE = ("mask_apply", "mask_multiply", "combine_task_vectors", "task_vector_products")
+
+
+@pytest.mark.parametrize(("name", "args"), [p for p in INPUTS if p.values[0] in DIFFERENTIABLE])
 def test_opcheck_with_gradients(name: str, args: tuple[Any, ...]) -> None:
     leaves = map_tensors(
         lambda t: t.detach().requires_grad_() if t.is_floating_point() else t, list(args)
@@ -56,5 +57,10 @@ def test_codes_are_constants_for_autograd() -> None:
 def test_in_place_never_drops_a_gradient() -> None:
     base = [torch.randn(70, requires_grad=True)]
     merged = [torch.randn(70)]
+    none = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="mask_apply_"):
-        operator("mask_apply_")(base, merged, torch.zeros(2, dtype=torch.int64))
+        operator("mask_apply_")(base, merged, none)
+    with pytest.raises(RuntimeError, match="mask_switch_"):
+        operator("mask_switch_")(base, merged, merged, none, none)
+    with pytest.raises(RuntimeError, match="mask_switch_"):
+        operator("mask_switch_")(merged, merged, base, none, none)

@@ -1,5 +1,6 @@
 """Model merging: named methods from state dicts or files, task vectors, masks of all tasks."""
 
+from .combine_task_vectors import TaskCoefficients, combine_task_vectors
 from .emr import EMRMerge, emr_merge
 from .mask_file import MaskFile, read_mask_file
 from .merge import MergeReport, merge
@@ -10,6 +11,8 @@ from .search import SearchResult, search, select_lambdas
 from .state_dict import FlatLayout, TensorInfo
 from .steps import elect_sign, scale_by_depth, trim
 from .tall_masks import TallMasks, tall_masks
+from .tangent import LinearizedModule, linearize
+from .task_switcher import TaskSwitcher
 from .task_vectors import multi_task_vector, task_vector
 from .weight_signature import WeightSignature, robust_weight_signature
 
@@ -17,16 +20,21 @@ __all__ = [
     "METHODS",
     "EMRMerge",
     "FlatLayout",
+    "LinearizedModule",
     "MaskFile",
     "MergeReport",
     "PackedMasks",
     "SearchResult",
     "TallMasks",
+    "TaskCoefficients",
+    "TaskSwitcher",
     "TaskVectors",
     "TensorInfo",
     "WeightSignature",
+    "combine_task_vectors",
     "elect_sign",
     "emr_merge",
+    "linearize",
     "merge",
     "multi_task_vector",
     "read_mask_file",

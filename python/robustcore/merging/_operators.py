@@ -61,6 +61,7 @@ merge_weights_ = _call("merge_weights_")
 magnitude_histogram_ = _call("magnitude_histogram_")
 magnitude_ties = _call("magnitude_ties")
 compare_weights = _call("compare_weights")
+mask_switch_ = _call("mask_switch_")
 _raw_apply = _call("mask_apply")
 _raw_multiply = _call("mask_multiply")
 
@@ -182,6 +183,11 @@ def _(base: Any, merged: Any, mask: Any) -> None:
     return None
 
 
+@torch.library.register_fake("robustcore::mask_switch_")
+def _(weights: Any, base: Any, merged: Any, before: Any, after: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("robustcore::mask_multiply")
 def _(tensors: Any, mask: Any) -> Any:
     return [tensor.new_empty(tensor.shape) for tensor in tensors]
@@ -216,23 +222,30 @@ torch.library.register_autograd(
 )
 
 
-def _apply_inplace_with_autograd(base: Any, merged: Any, mask: Any) -> None:
-    # An overwritten leaf has no derivative to give: refuse rather than lose it.
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*base, *merged)):
-        raise RuntimeError(
-            "mask_apply_: base and merged must not require grad while gradients are recorded"
-        )
-    with torch._C._AutoDispatchBelowAutograd():
-        torch.ops.robustcore.mask_apply_(base, merged, mask)
+def _register_overwriting(name: str) -> None:
+    """For an operator that overwrites the model in its first argument and reads others."""
+    operator = getattr(torch.ops.robustcore, name)
 
+    def with_autograd(written: Any, *others: Any) -> None:
+        # An overwritten leaf has no derivative to give: refuse rather than lose it.
+        lists = [*written, *(t for other in others if isinstance(other, list) for t in other)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in lists):
+            raise RuntimeError(
+                f"{name}: tensors must not require grad while gradients are recorded"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            operator(written, *others)
 
-def _apply_inplace_with_versions(base: Any, merged: Any, mask: Any) -> None:
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        torch.ops.robustcore.mask_apply_(base, merged, mask)
-    torch.autograd.graph.increment_version([t for t in base if not t.is_inference()])
+    def with_versions(written: Any, *others: Any) -> None:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            operator(written, *others)
+        torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
+
+    _library.impl(name, with_autograd, "Autograd")
+    _library.impl(name, with_versions, "ADInplaceOrView")
 
 
 # Kept: registrations end with the object that made them.
 _library = torch.library.Library("robustcore", "IMPL")
-_library.impl("mask_apply_", _apply_inplace_with_autograd, "Autograd")
-_library.impl("mask_apply_", _apply_inplace_with_versions, "ADInplaceOrView")
+_register_overwriting("mask_apply_")
+_register_overwriting("mask_switch_")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["overlapping", "refuse_overwriting"]
+__all__ = ["overlapping", "placed_bytes", "refuse_overwriting"]
 
 
 def refuse_overwriting(
@@ -23,10 +23,8 @@ def refuse_overwriting(
         own = [index for index in group if index < len(bases)]
         if not own or (len(group) == 1 and bases[own[0]].is_contiguous()):
             continue
-        start = min(_range(tensors[index])[0] for index in group)
-        end = max(_range(tensors[index])[1] for index in group)
-        buffer = torch.zeros(end - start, dtype=torch.uint8, device=bases[own[0]].device)
-        placed = {index: _placed(tensors[index], buffer, start) for index in group}
+        buffer, views = placed_bytes([tensors[index] for index in group])
+        placed = dict(zip(group, views, strict=True))
         for index in own:
             _copy(op, placed[index], _bytes(results[index]))
         if not all(torch.equal(placed[index], _bytes(results[index])) for index in own):
@@ -60,6 +58,14 @@ def _range(tensor: Tensor) -> tuple[int, int]:
     last = sum((size - 1) * stride for size, stride in pairs)
     start = tensor.data_ptr()
     return start, start + (last + 1) * tensor.element_size()
+
+
+def placed_bytes(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The rehearsal: zeros, and the bytes in it of tensors that lie to each other as these do."""
+    ranges = [_range(tensor) for tensor in tensors]
+    start, end = min(first for first, _ in ranges), max(last for _, last in ranges)
+    buffer = torch.zeros(end - start, dtype=torch.uint8, device=tensors[0].device)
+    return buffer, [_placed(tensor, buffer, start) for tensor in tensors]
 
 
 def _placed(tensor: Tensor, buffer: Tensor, start: int) -> Tensor:

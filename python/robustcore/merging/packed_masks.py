@@ -113,7 +113,7 @@ class PackedMasks:
 
     def unpack(self, task: int | str) -> Tensor:
         """The mask of one task, by index or name: bool [P] in flat order."""
-        row = self.words[self._index("unpack", task)]
+        row = self.words[self._index("PackedMasks.unpack", task)]
         return implementation(row).mask_unpack(row, self.num_parameters)
 
     def counts(self) -> Tensor:
@@ -192,7 +192,7 @@ class PackedMasks:
         Where the bit is 0 the base is kept bit for bit, NaN and -0 included.
         """
         op = "PackedMasks.apply"
-        mask = self.words[self._index("apply", task)]
+        mask = self.words[self._index("PackedMasks.apply", task)]
         tensors = matching_tensors(
             op,
             self.layout,
@@ -315,8 +315,8 @@ class PackedMasks:
             sources=self.sources,
         )
 
-    def _index(self, method: str, task: int | str) -> int:
-        op = f"PackedMasks.{method}"
+    def _index(self, op: str, task: int | str) -> int:
+        """The row of a task, given by index or name; errors are those of ``op``."""
         if isinstance(task, str):
             if task not in self._positions:
                 raise IndexError(f"{op}: task must be one of {list(self.tasks)}, got {task!r}")

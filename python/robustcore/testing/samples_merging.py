@@ -11,15 +11,28 @@ from torch import Tensor
 from .merge_problems import random_problem
 from .sample import OperatorCase, Sample
 
-__all__ = ["operator_cases", "operator_inputs", "random_models", "tall_masks_samples"]
+__all__ = [
+    "combine_task_vectors_samples",
+    "operator_cases",
+    "operator_inputs",
+    "random_models",
+    "tall_masks_samples",
+]
 
 # All results are bits, counts and values picked or added once: they must agree exactly.
 _EXACT = dict.fromkeys((torch.float32, torch.float64, torch.bfloat16, torch.float16), 0.0)
+# Sums of up to 17 terms of size one, rounded to the dtype of the inputs.
+_ROUNDED = {
+    torch.float32: 2e-6,
+    torch.float64: 1e-14,
+    torch.bfloat16: 2**-8,
+    torch.float16: 2**-11,
+}
 
 
 def operator_cases() -> list[OperatorCase]:
     """The merging operators with their references."""
-    from ..merging import tall_masks
+    from ..merging import combine_task_vectors, tall_masks
     from ..reference import merging as reference
 
     return [
@@ -52,6 +65,25 @@ def operator_cases() -> list[OperatorCase]:
             rtol=_EXACT,
             exact=True,
         ),
+        OperatorCase(
+            name="task_switcher",
+            family="merging",
+            function=_switched,
+            reference=_under_reference(_switched),
+            samples=lambda: (s for s in tall_masks_samples() if "merged" in s.kwargs),
+            rtol=_EXACT,
+            exact=True,
+        ),
+        OperatorCase(
+            name="combine_task_vectors",
+            family="merging",
+            function=combine_task_vectors,
+            reference=reference.combine_task_vectors,
+            samples=combine_task_vectors_samples,
+            differentiable=(0, 1, 2),
+            rtol=_ROUNDED,
+            atol=_ROUNDED,
+        ),
     ]
 
 
@@ -71,6 +103,41 @@ def tall_masks_samples() -> Iterator[Sample]:
     yield _models("merged given, tensors of one and of no element", (1, 0, 90), 2, given=True)
     yield _with_extreme_values()
     yield _strided()
+
+
+def combine_task_vectors_samples() -> Iterator[Sample]:
+    """Sizes around blocks, numbers of tasks, every shape of coefficients, strided tensors."""
+    for sizes in ((0,), (1,), (4095, 1), (4097, 300, 0), (2049,)):
+        yield _vectors(f"{sizes[0]} parameters in the first tensor", sizes, 2)
+    for tasks in (1, 3, 17):
+        yield _vectors(f"{tasks} tasks", (70, 130), tasks)
+    yield _vectors("one coefficient per task", (70, 130, 5), 3, shape=(3,))
+    yield _vectors("shared blocks", (70, 130, 5), 3, shape=(3, 2), blocks=(1, 0, 1))
+    yield _vectors("a block without tensors", (70, 5), 2, shape=(2, 4), blocks=(3, 1))
+    base, changes = random_models((144, 35), 2, seed=6)
+    yield Sample(
+        "transposed tensors",
+        (
+            {key: _across(tensor) for key, tensor in base.items()},
+            [{key: _across(t) for key, t in model.items()} for model in changes.values()],
+            torch.tensor([[0.5, -1.0], [2.0, 0.25]]),
+        ),
+    )
+
+
+def _vectors(
+    name: str,
+    sizes: tuple[int, ...],
+    tasks: int,
+    *,
+    shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Sample:
+    base, finetuned = random_models(sizes, tasks, seed=len(name))
+    vectors = {task: {key: t - base[key] for key, t in m.items()} for task, m in finetuned.items()}
+    generator = torch.Generator().manual_seed(2)
+    coefficients = torch.randn(shape or (tasks, len(sizes)), generator=generator)
+    return Sample(name, (base, vectors, coefficients), options)
 
 
 def random_models(
@@ -125,17 +192,17 @@ def _with_extreme_values() -> Sample:
 
 def _strided() -> Sample:
     base, finetuned = random_models((144, 35), 2, seed=5)
-
-    def across(tensor: Tensor) -> Tensor:
-        return tensor.view(-1, 12 if tensor.numel() == 144 else 7).t()
-
     return Sample(
         "transposed tensors",
         (
-            {key: across(tensor) for key, tensor in base.items()},
-            [{key: across(t) for key, t in model.items()} for model in finetuned.values()],
+            {key: _across(tensor) for key, tensor in base.items()},
+            [{key: _across(t) for key, t in model.items()} for model in finetuned.values()],
         ),
     )
+
+
+def _across(tensor: Tensor) -> Tensor:
+    return tensor.view(-1, 12 if tensor.numel() == 144 else 7).t()
 
 
 def _mask_facts(base: Any, finetuned: Any, **options: Any) -> dict[str, Tensor]:
@@ -161,6 +228,20 @@ def _reconstructions(base: Any, finetuned: Any, *, merged: Any, **options: Any) 
 
     masks = tall_masks(base, finetuned, merged=merged, **options).select(0.4)
     return [masks.apply(task, base, merged) for task in masks.tasks]
+
+
+def _switched(base: Any, finetuned: Any, *, merged: Any, **options: Any) -> Any:
+    """Weights after switching from the base to every task and back."""
+    from ..merging import TaskSwitcher, tall_masks
+
+    masks = tall_masks(base, finetuned, merged=merged, **options).select(0.4)
+    weights = {key: tensor.clone() for key, tensor in base.items()}
+    switcher = TaskSwitcher(weights, masks, merged)
+    results = []
+    for task in (*masks.tasks, masks.tasks[0], None):
+        switcher.to(task)
+        results.append({key: tensor.clone() for key, tensor in weights.items()})
+    return results
 
 
 def _under_reference(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,6 +280,15 @@ def operator_inputs() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "mask_apply", (wide, vector, masks[0])
     yield "mask_multiply", (start, masks[0])
     yield "mask_apply_", ([tensor.clone() for tensor in start], vector, masks[0])
+    yield (
+        "mask_switch_",
+        ([tensor.clone() for tensor in start], start, vector, masks[0], masks[1]),
+    )
+    coefficients = torch.randn((3, 2), generator=generator, dtype=torch.float64)
+    for model in (start, wide):
+        for add_base in (True, False):
+            yield "combine_task_vectors", (model, rows, coefficients, [1, 0, 1], add_base)
+        yield "task_vector_products", (model, rows, 3, [1, 0, 1], 2)
     yield from _weight_operator_inputs()
 
 

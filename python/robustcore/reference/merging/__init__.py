@@ -1,5 +1,6 @@
 """Model merging in plain PyTorch. Arguments are documented in :mod:`robustcore.merging`."""
 
+from .combine_task_vectors import combine_task_vectors, combined_weights, task_vector_products
 from .masks import (
     mask_apply,
     mask_apply_,
@@ -9,6 +10,7 @@ from .masks import (
     mask_multiply,
     mask_overlap,
     mask_select,
+    mask_switch_,
     mask_unpack,
     pack_bits,
     pack_words,
@@ -29,6 +31,8 @@ from .weights import (
 )
 
 __all__ = [
+    "combine_task_vectors",
+    "combined_weights",
     "compare_weights",
     "magnitude_histogram_",
     "magnitude_keys",
@@ -41,6 +45,7 @@ __all__ = [
     "mask_multiply",
     "mask_overlap",
     "mask_select",
+    "mask_switch_",
     "mask_unpack",
     "merge_weights_",
     "pack_bits",
@@ -51,5 +56,6 @@ __all__ = [
     "tall_mask_codes",
     "tall_masks",
     "tall_masks_eager",
+    "task_vector_products",
     "unpack_words",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "mask_multiply",
     "mask_overlap",
     "mask_select",
+    "mask_switch_",
     "mask_unpack",
     "pack_bits",
     "pack_words",
@@ -168,6 +169,19 @@ def mask_apply(base: Sequence[Tensor], merged: Sequence[Tensor], mask: Tensor) -
 def mask_apply_(base: Sequence[Tensor], merged: Sequence[Tensor], mask: Tensor) -> None:
     for start, result in zip(base, mask_apply(base, merged, mask), strict=True):
         start.copy_(result)
+
+
+def mask_switch_(
+    weights: Sequence[Tensor],
+    base: Sequence[Tensor],
+    merged: Sequence[Tensor],
+    before: Tensor,
+    after: Tensor,
+) -> None:
+    differs = _kept_like(weights, before ^ after)
+    results = mask_apply(base, merged, after)
+    for weight, result, rewritten in zip(weights, results, differs, strict=True):
+        weight.copy_(torch.where(rewritten, result.view_as(weight), weight))
 
 
 def mask_multiply(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
