@@ -210,6 +210,45 @@ def test_several_dimensions_and_class_probabilities() -> None:
     torch.testing.assert_close(criterion.lam, flat.lam)
 
 
+def test_rows_that_are_not_finite_leave_their_temperatures() -> None:
+    criterion = ALDRKLLoss(5)
+    logits, target = batch()
+    logits[1, 2], logits[2, 0], logits[5] = math.nan, math.inf, -math.inf
+    # Example 3: its last row does not count, so the one before decides.
+    criterion(logits, target, torch.tensor([0, 1, 2, 3, 4, 3]))
+    new = aldr_kl_temperature(logits, torch.full((6,), 10.0))
+    expected = torch.stack([new[0], torch.tensor(10.0), torch.tensor(10.0), new[3], new[4]])
+    assert torch.equal(criterion.lam, expected)
+
+
+def test_a_call_that_raises_changes_nothing() -> None:
+    criterion = ALDRKLLoss(6)
+    logits, target = batch()
+    for change, error in (
+        ({"target": torch.full((6,), 9)}, IndexError),
+        ({"target": target.int()}, TypeError),
+        ({"target": target[:5]}, ValueError),
+        ({"sample_weight": torch.ones(3)}, ValueError),
+        ({"target": [0] * 6}, TypeError),
+    ):
+        with pytest.raises(error):
+            criterion(**{"logits": logits, "target": target, "index": torch.arange(6), **change})
+    assert (criterion.lam == 10).all()
+
+
+def test_the_index_of_an_ignored_row_may_be_anything() -> None:
+    criterion = ALDRKLLoss(6)
+    logits, target = batch()
+    index = torch.arange(6)
+    target[2], index[2] = -100, 99
+    target[3], index[3] = -100, -1
+    loss = criterion(logits, target, index)
+    kept = torch.tensor([0, 1, 4, 5])
+    other = ALDRKLLoss(6)
+    torch.testing.assert_close(loss, other(logits[kept], target[kept], kept))
+    assert torch.equal(criterion.lam, other.lam)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import check_int64
 
-__all__ = ["assign_last", "example_range", "in_recomputation"]
+__all__ = ["example_range", "in_recomputation", "last_values"]
 
 
 def in_recomputation() -> bool:
@@ -15,32 +15,28 @@ def in_recomputation() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def assign_last(state: Tensor, index: Tensor, values: Tensor, ignored: Tensor | None) -> None:
-    """``state[index] = values`` where the last row of an index wins and ignored rows write nothing.
+def last_values(state: Tensor, index: Tensor, values: Tensor, ignored: Tensor) -> Tensor:
+    """What ``state[index]`` is to become: of each index the value of its last row that counts.
 
-    Deterministic on every device and without a synchronisation: rows of one index all write the
-    same value, that of their last row.
+    Rows of one index have the same result, so that ``state.scatter_`` with it is deterministic on
+    every device, and none of this needs a synchronisation. Where no row of an index counts, it is
+    what ``state`` holds.
 
     Args:
-        state: Shape ``(M,)``; written in place.
+        state: Shape ``(M,)``.
         index: In ``[0, M)``, any shape.
         values: Shape of ``index``.
-        ignored: Which rows write nothing, shape of ``index``; or None.
+        ignored: Which rows do not count, shape of ``index``.
     """
-    index, values = index.reshape(-1), values.reshape(-1)
+    shape, index, values = index.shape, index.reshape(-1), values.reshape(-1)
     if index.numel() == 0:
-        return
+        return values.reshape(shape)
     # Ignored rows sort behind all others.
-    key = index if ignored is None else index.masked_fill(ignored.reshape(-1), state.numel())
-    ordered, rows = key.sort(stable=True)
+    ordered, rows = index.masked_fill(ignored.reshape(-1), state.numel()).sort(stable=True)
     # The last row with this index that is not ignored, if there is one.
-    last = torch.searchsorted(ordered, index, right=True) - 1
-    if ignored is None:
-        state.scatter_(0, index, values[rows[last]])
-        return
-    last = last.clamp_min(0)
+    last = (torch.searchsorted(ordered, index, right=True) - 1).clamp_min(0)
     written = ordered[last] == index
-    state.scatter_(0, index, torch.where(written, values[rows[last]], state[index]))
+    return torch.where(written, values[rows[last]], state[index]).reshape(shape)
 
 
 def example_range(

@@ -11,7 +11,7 @@ from .._checks import check_device, check_shape, check_tensor
 from .._library import Operator
 from .._reference import wants_reference
 from ._arguments import check_real, row_loss_arguments
-from ._indexed import assign_last, example_range, in_recomputation
+from ._indexed import example_range, in_recomputation, last_values
 from ._module import RowLossModule
 from ._row_loss import RowLoss, fake_forward, reference_options
 from .ldr_kl_loss import check_margin, scale_of_rows
@@ -244,10 +244,11 @@ class ALDRKLLoss(RowLossModule):
 
     In training mode a call first updates the temperatures of its examples with
     :func:`aldr_kl_temperature`, and then takes the loss with the updated ones; in evaluation mode
-    the temperatures stay as they are. Where an example is in the batch twice, its last row decides
-    the update, and both rows take that temperature. Rows with ``ignore_index`` write nothing.
-    Recomputation during a backward pass (activation checkpointing) updates nothing and finds the
-    temperatures of the first pass.
+    the temperatures stay as they are. Where an example is in the batch twice, its last row that
+    counts decides the update, and both rows take that temperature. Rows with ``ignore_index`` do
+    not count (their index may be anything), nor do rows whose new temperature is not finite (NaN
+    logits, say). A call that raises changes nothing. Recomputation during a backward pass
+    (activation checkpointing) updates nothing and finds the temperatures of the first pass.
 
     Args:
         num_examples: Size of the training set.
@@ -310,28 +311,40 @@ class ALDRKLLoss(RowLossModule):
         Args:
             index: Which training example each row is, int64, shape ``(...)``.
         """
-        place = self._places(index)
-        if self.training and not in_recomputation():
-            with torch.no_grad():
-                self._update(logits, target, place)
-        return aldr_kl_loss(
+        place, ignored = self._places(logits, target, index)
+        updates = self.training and not in_recomputation()
+        lam = self._updated(logits, place, ignored) if updates else self.lam[place]
+        loss = aldr_kl_loss(
             logits,
             target,
-            self.lam[place],
+            lam,
             margin=self.margin,
             alpha=self.alpha,
             lambda0=self.lambda0,
             sample_weight=sample_weight,
             **self.options(),
         )
+        if updates:
+            # Only now: a call that raises leaves the temperatures alone.
+            self.lam.scatter_(0, place.reshape(-1), lam.reshape(-1))
+        return loss
 
-    def _places(self, index: Tensor) -> Tensor:
-        check_tensor("ALDRKLLoss", "index", index)
-        check_device("ALDRKLLoss", "index", index, self.lam.device)
+    def _places(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the rows' temperatures are, those of ignored rows anywhere; and which these are."""
+        for name, tensor in (("logits", logits), ("target", target), ("index", index)):
+            check_tensor("ALDRKLLoss", name, tensor)
+            check_device("ALDRKLLoss", name, tensor, self.lam.device)
         if index.dtype != torch.int64:
             dtype = str(index.dtype).removeprefix("torch.")
             raise TypeError(f"ALDRKLLoss: index must have dtype int64, got {dtype}")
+        if -logits.dim() <= self.dim < logits.dim():
+            check_shape("ALDRKLLoss", "index", index, logits.movedim(self.dim, -1).shape[:-1])
         place = index - self.start if self.start else index
+        if target.is_floating_point() or target.shape != index.shape:
+            ignored = torch.zeros_like(index, dtype=torch.bool)
+        else:
+            ignored = target == self.ignore_index
+            place = place.masked_fill(ignored, 0)
         # Elsewhere the lookup asserts on the device, without a synchronisation.
         if index.is_cpu and not torch.compiler.is_compiling() and index.numel():
             low, high = (bound.item() for bound in torch.aminmax(place))
@@ -340,20 +353,15 @@ class ALDRKLLoss(RowLossModule):
                     f"ALDRKLLoss: index must be in [{self.start}, {self.stop}), got "
                     f"{(low if low < 0 else high) + self.start}"
                 )
-        return place
+        return place, ignored
 
-    def _update(self, logits: Tensor, target: Tensor, place: Tensor) -> None:
-        check_tensor("ALDRKLLoss", "logits", logits)
-        check_tensor("ALDRKLLoss", "target", target)
-        if logits.dim():
-            rows = logits.movedim(self.dim, -1).shape[:-1]
-            check_shape("ALDRKLLoss", "index", place, rows)
-        before = self.lam[place]
+    @torch.no_grad()
+    def _updated(self, logits: Tensor, place: Tensor, ignored: Tensor) -> Tensor:
         after = aldr_kl_temperature(
-            logits, before, alpha=self.alpha, lambda0=self.lambda0, dim=self.dim
-        )
-        ignored = None if target.is_floating_point() else target == self.ignore_index
-        assign_last(self.lam, place, after.to(self.lam.dtype), ignored)
+            logits, self.lam[place], alpha=self.alpha, lambda0=self.lambda0, dim=self.dim
+        ).to(self.lam.dtype)
+        # Once it is NaN, a temperature would stay so.
+        return last_values(self.lam, place, after, ignored | ~after.isfinite())
 
     def extra_repr(self) -> str:
         return (
