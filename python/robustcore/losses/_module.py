@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .._checks import check_int64, check_tensor
+from .._checks import check_floating, check_int64, check_tensor
 from ._arguments import check_class_options, check_switch
 
 __all__ = ["RowLossModule"]
@@ -53,6 +53,7 @@ class RowLossModule(nn.Module):
         check_switch(name, "inplace_gradients", inplace_gradients)
         if weight is not None:
             check_tensor(name, "weight", weight)
+            check_floating(name, "weight", weight)
             if weight.requires_grad:
                 raise ValueError(f"{name}: weight must not require grad, but does")
         self.register_buffer("weight", weight)
