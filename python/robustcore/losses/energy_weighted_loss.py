@@ -6,8 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_tensor
-from ._arguments import check_real
+from .._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_int64,
+    check_shape,
+    check_tensor,
+)
+from ._arguments import check_class_options, check_real
 from .comp_sum_loss import comp_sum_loss
 from .energy_weights import energy_weights
 from .pair_kl_divergence import pair_kl_divergence
@@ -93,10 +100,19 @@ def energy_weighted_loss(
         ("adversarial_logits", adversarial_logits),
     ):
         check_tensor(op, name, logits)
+        check_device(op, name, logits, natural_logits.device)
+        check_floating(op, name, logits)
     check_tensor(op, "target", target)
+    check_device(op, "target", target, natural_logits.device)
+    check_class_options(op, label_smoothing, reduction)
+    check_int64(op, "ignore_index", ignore_index)
+    check_int64(op, "dim", dim)
     weights = energy_weights(natural_logits, dim=dim)
     if sample_weight is not None:
         check_tensor(op, "sample_weight", sample_weight)
+        check_device(op, "sample_weight", sample_weight, natural_logits.device)
+        check_floating(op, "sample_weight", sample_weight)
+        check_shape(op, "sample_weight", sample_weight, weights.shape)
         weights = weights * sample_weight.to(weights.dtype)
     cross_entropy = comp_sum_loss(
         adversarial_logits if variant == "adversarial" else natural_logits,
@@ -153,6 +169,13 @@ class WEAT(nn.Module):
         unknown = set(options) - {"ignore_index", "label_smoothing", "reduction", "dim"}
         if unknown:
             raise TypeError(f"WEAT: has no option {sorted(unknown)[0]}")
+        given = {
+            name: options[name] for name in ("label_smoothing", "reduction") if name in options
+        }
+        check_class_options("WEAT", **given)
+        for name in ("ignore_index", "dim"):
+            if name in options:
+                check_int64("WEAT", name, options[name])
         self.variant = variant
         self.beta = _BETA[variant] if beta is None else beta
         self.options = options
