@@ -20,7 +20,7 @@ from .._checks import (
 from .._library import functorch_active
 from .._random import seed_tensor
 from .._reference import wants_reference
-from ._arguments import REDUCTIONS, check_class_options
+from ._arguments import REDUCTIONS, check_class_options, check_real
 from ._heteroscedastic_cross_entropy_op import log_probabilities_operator, loss_operator
 
 __all__ = [
@@ -309,8 +309,7 @@ def _arguments(
 
 def check_sampling_options(op: str, temperature: float, samples: int) -> None:
     """Options that a module can check when it is made."""
-    if not isinstance(temperature, int | float):
-        raise TypeError(f"{op}: temperature must be a float, got {type(temperature).__name__}")
+    check_real(op, "temperature", temperature)
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
     check_int64(op, "samples", samples)
@@ -319,10 +318,7 @@ def check_sampling_options(op: str, temperature: float, samples: int) -> None:
 
 
 def check_minimum_probability(op: str, minimum_probability: float) -> None:
-    if not isinstance(minimum_probability, int | float):
-        raise TypeError(
-            f"{op}: minimum_probability must be a float, got {type(minimum_probability).__name__}"
-        )
+    check_real(op, "minimum_probability", minimum_probability)
     if not 0.0 <= minimum_probability < 1.0:
         raise ValueError(f"{op}: minimum_probability must be in [0, 1), got {minimum_probability}")
 
