@@ -29,6 +29,7 @@ __all__ = [
     "HeadGradients",
     "gradients_at_once",
     "logit_chunks",
+    "logits_at_once",
     "rows_per_chunk",
     "take",
 ]
@@ -68,8 +69,10 @@ def rows_per_chunk(heads: Sequence[Head], chunk_rows: int = 0) -> int:
     """
     rows = heads[0].features.shape[0]
     if not chunk_rows:
+        row_bytes = sum([head.classes * head.weight.element_size() for head in heads])
+        if rows * row_bytes <= _LEAST_BUDGET:
+            return max(1, rows)
         budget = max(_LEAST_BUDGET, sum(head.weight.nbytes for head in heads) // 2)
-        row_bytes = sum(head.classes * head.weight.element_size() for head in heads)
         chunk_rows = max(1, budget // row_bytes)
         if chunk_rows > _ROW_MULTIPLE:
             chunk_rows -= chunk_rows % _ROW_MULTIPLE
@@ -83,9 +86,6 @@ def logit_chunks(heads: Sequence[Head], chunk_rows: int) -> Iterator[tuple[slice
     caller may overwrite them.
     """
     count = heads[0].features.shape[0]
-    if chunk_rows >= count > 0:
-        yield slice(0, count), [_logits(head) for head in heads]
-        return
     buffers = [head.weight.new_empty(min(chunk_rows, count), head.classes) for head in heads]
     for start in range(0, count, chunk_rows):
         rows = slice(start, min(start + chunk_rows, count))
@@ -93,6 +93,15 @@ def logit_chunks(heads: Sequence[Head], chunk_rows: int) -> Iterator[tuple[slice
         for head, out in zip(heads, logits):
             _project(take(head.features, rows), head.weight, head.bias, out)
         yield rows, logits
+
+
+def logits_at_once(head: Head) -> Tensor:
+    """The logits of all rows."""
+    if not _in_blocks(head.weight):
+        return F.linear(*head)
+    out = head.weight.new_empty(head.features.shape[0], head.classes)
+    _project(*head, out)
+    return out
 
 
 class HeadGradients:
@@ -186,15 +195,6 @@ def _class_blocks(weight: Tensor) -> Iterator[slice]:
 
 def _in_blocks(weight: Tensor) -> bool:
     return weight.is_cpu and weight.element_size() >= 4 and weight.nbytes > _BLOCK_BYTES
-
-
-def _logits(head: Head) -> Tensor:
-    """The logits of all rows."""
-    if not _in_blocks(head.weight):
-        return F.linear(*head)
-    out = head.weight.new_empty(head.features.shape[0], head.classes)
-    _project(*head, out)
-    return out
 
 
 def _project(features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:

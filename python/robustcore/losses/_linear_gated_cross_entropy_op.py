@@ -21,6 +21,7 @@ from ._linear_chunks import (
     HeadGradients,
     gradients_at_once,
     logit_chunks,
+    logits_at_once,
     rows_per_chunk,
     take,
 )
@@ -29,6 +30,7 @@ from ._sums import sum_in_order
 __all__ = [
     "DIFFERENTIABLE",
     "forward_operator",
+    "forward_without_a_graph",
     "gradient_in_forward",
     "with_gradients_operator",
 ]
@@ -140,6 +142,7 @@ class _Reduction:
         if p.target.is_floating_point() or (ignored is None and p.class_weight is None):
             total = torch.full((), p.rows, device=p.gate.device)
         elif p.class_weight is None:
+            assert ignored is not None
             total = p.rows - ignored.sum()
         else:
             # Targets out of range are reported by the chunks.
@@ -169,13 +172,14 @@ class _Reduction:
 
 def _forward(*arguments: Any) -> Tensor:
     p = _Problem(*arguments)
-    chunk_rows = rows_per_chunk(p.heads, p.chunk_rows)
+    heads = p.heads
+    chunk_rows = rows_per_chunk(heads, p.chunk_rows)
     if chunk_rows >= p.rows > 0:
         # One chunk is everything, so the raw operator can reduce.
-        ((rows, logits),) = logit_chunks(p.heads, chunk_rows)
-        return _loss(logits, p, rows, p.sample_weight, p.reduction)
+        logits = logits_at_once(heads[0]), logits_at_once(heads[1])
+        return _loss(logits, p, slice(0, p.rows), p.sample_weight, p.reduction)
     losses = p.gate.new_empty(p.gate.shape)
-    for rows, logits in logit_chunks(p.heads, chunk_rows):
+    for rows, logits in logit_chunks(heads, chunk_rows):
         losses[rows] = _loss(logits, p, rows, None, _NONE)
     return _Reduction(p, p.ignored()).result(losses)
 
@@ -215,10 +219,10 @@ def _gradients_at_once(
     p: _Problem, heads: Sequence[Head], absent: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The same where one chunk is everything: the raw operator reduces, nothing is summed up."""
-    ((rows, logits),) = logit_chunks(heads, p.rows)
+    logits = logits_at_once(heads[0]), logits_at_once(heads[1])
     first, second = needs[:3], needs[3:6]
     loss, gate, of_weights = _loss_and_gradients(
-        logits, p, rows, p.sample_weight, p.reduction, (True in first, True in second)
+        logits, p, slice(0, p.rows), p.sample_weight, p.reduction, (True in first, True in second)
     )
     gradients = (
         *gradients_at_once(heads[0], first, absent, logits[0]),
@@ -308,12 +312,13 @@ def _fake_backward(grad_loss: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _needs(ctx: Any) -> list[bool]:
-    if ctx.needs_input_grad[8]:
+    needs = ctx.needs_input_grad  # a new tuple at every look
+    if needs[8]:
         raise RuntimeError(
             "linear_gated_cross_entropy: class_weight has no derivative; use sample_weight for "
             "weights with one"
         )
-    return [ctx.needs_input_grad[i] for i in DIFFERENTIABLE]
+    return [needs[i] for i in DIFFERENTIABLE]
 
 
 def _by_argument(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -418,3 +423,9 @@ class _GradientInForward(torch.autograd.Function):
 
 
 gradient_in_forward = direct_apply(_GradientInForward)
+
+
+def forward_without_a_graph(*arguments: Any) -> Tensor:
+    """The forward operator in eager mode, without a way through the dispatcher and back."""
+    with below_autograd():
+        return _forward_kernel(*arguments)

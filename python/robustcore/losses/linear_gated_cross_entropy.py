@@ -16,12 +16,13 @@ from .._checks import (
     check_shape,
     check_tensor,
 )
-from .._library import functorch_active
+from .._library import functorch_active, runs_eagerly
 from .._reference import wants_reference
 from ._arguments import REDUCTIONS, check_class_options, check_soft_target
 from ._linear_gated_cross_entropy_op import (
     DIFFERENTIABLE,
     forward_operator,
+    forward_without_a_graph,
     gradient_in_forward,
     with_gradients_operator,
 )
@@ -194,22 +195,24 @@ def linear_gated_cross_entropy(
 
 
 def _loss(arguments: tuple[Any, ...], reduction: str) -> Tensor:
-    tensors = [arguments[place] for place in DIFFERENTIABLE]
-    needs = [tensor is not None and tensor.requires_grad for tensor in tensors]
+    features = arguments[0]
+    needs = [
+        tensor is not None and tensor.requires_grad
+        for tensor in [arguments[place] for place in DIFFERENTIABLE]
+    ]
+    builds_a_graph = True in needs and torch.is_grad_enabled()
+    compiling = torch.compiler.is_compiling()
+    transformed = functorch_active() or features.device.type == "meta"
     # float16 gradients that are divided by N before the loss scale reaches them underflow.
-    in_forward = (
-        reduction != "none"
-        and arguments[0].dtype is not torch.float16
-        and torch.is_grad_enabled()
-        and any(needs)
-        and not functorch_active()
-        and arguments[0].device.type != "meta"
-    )
-    if not in_forward:
+    if builds_a_graph and not (
+        transformed or reduction == "none" or features.dtype is torch.float16
+    ):
+        if compiling:
+            return with_gradients_operator(*arguments, needs)[0]
+        return gradient_in_forward(*arguments)
+    if builds_a_graph or compiling or transformed or not runs_eagerly(features):
         return forward_operator(*arguments)
-    if torch.compiler.is_compiling():
-        return with_gradients_operator(*arguments, needs)[0]
-    return gradient_in_forward(*arguments)
+    return forward_without_a_graph(*arguments)
 
 
 def _validated(
@@ -225,16 +228,14 @@ def _validated(
     check_tensor(_OP, "features", features)
     device, dtype = features.device, features.dtype
     autocast = autocast_enabled(device)
-    required = (weight, noise_features, noise_weight, gate)
-    optional = (bias, noise_bias, class_weight, sample_weight)
     if (
         autocast
         or dtype not in (torch.float32, torch.float64)
-        or not all(_like(features, other) for other in required)
-        or not all(other is None or _like(features, other) for other in optional)
-        or not _is_target(target, device)
         or chunk_rows is not None
         or type(ignore_index) is not int
+        or not _are(dtype, device, (weight, noise_features, noise_weight, gate))
+        or not _are(dtype, device, (bias, noise_bias, class_weight, sample_weight), optional=True)
+        or not _are(torch.int64, device, (target,))
     ):
         # Not the commonest case, or an error: look at one argument after another.
         _check_one_by_one(
@@ -292,22 +293,21 @@ def _validated(
     )
 
 
-def _like(features: Tensor, other: Any) -> bool:
-    return (
-        isinstance(other, Tensor)
-        and other.layout is torch.strided
-        and other.dtype is features.dtype
-        and other.device == features.device
-    )
-
-
-def _is_target(target: Any, device: torch.device) -> bool:
-    return (
-        isinstance(target, Tensor)
-        and target.layout is torch.strided
-        and target.dtype is torch.int64
-        and target.device == device
-    )
+def _are(
+    dtype: torch.dtype, device: torch.device, tensors: tuple[Any, ...], optional: bool = False
+) -> bool:
+    """Whether these are dense tensors of this dtype on this device."""
+    for tensor in tensors:
+        if tensor is None and optional:
+            continue
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dtype is not dtype
+            or tensor.layout is not torch.strided
+            or tensor.device != device
+        ):
+            return False
+    return True
 
 
 def _check_one_by_one(
