@@ -176,8 +176,8 @@ def _forward(*arguments: Any) -> Tensor:
     chunk_rows = rows_per_chunk(heads, p.chunk_rows)
     if chunk_rows >= p.rows > 0:
         # One chunk is everything, so the raw operator can reduce.
-        logits = logits_at_once(heads[0]), logits_at_once(heads[1])
-        return _loss(logits, p, slice(0, p.rows), p.sample_weight, p.reduction)
+        all_logits = [logits_at_once(head) for head in heads]
+        return _loss(all_logits, p, slice(0, p.rows), p.sample_weight, p.reduction)
     losses = p.gate.new_empty(p.gate.shape)
     for rows, logits in logit_chunks(heads, chunk_rows):
         losses[rows] = _loss(logits, p, rows, None, _NONE)
