@@ -24,6 +24,7 @@ __all__ = [
     "RowLossArguments",
     "check_class_options",
     "check_real",
+    "check_soft_target",
     "check_switch",
     "row_loss_arguments",
 ]
@@ -123,7 +124,7 @@ def row_loss_arguments(
             check_floating(op, row_name, row_value)
     soft = target is not None and target.dtype is not torch.int64
     if target is not None and soft:
-        _check_soft_target(op, target, soft_labels)
+        check_soft_target(op, target, soft_labels)
 
     dimensions = first.dim()
     if not -dimensions <= dim < dimensions:
@@ -238,7 +239,8 @@ def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_soft_target(op: str, target: Tensor, allowed: bool) -> None:
+def check_soft_target(op: str, target: Tensor, allowed: bool = True) -> None:
+    """What a ``target`` that is not int64 must be: class probabilities, where they are allowed."""
     if not allowed:
         raise TypeError(
             f"{op}: target must hold class indices of dtype int64, got {_plain(target.dtype)}"

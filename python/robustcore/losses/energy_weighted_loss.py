@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import (
+    autocast_enabled,
     check_choice,
     check_device,
     check_floating,
@@ -79,7 +81,9 @@ def energy_weighted_loss(
     code nothing is clamped: it adds 1e-12 inside the logarithm, which takes away the gradient of
     small probabilities.
 
-    Cost: that of the three operators: the natural logits are read by two or three of them.
+    Cost: that of the three operators: the natural logits are read by two or three of them. 16-bit
+    logits are copied to float32 first, so that the gradients of both terms are added before they
+    are rounded: the gradient of a true class with probability 0.999 is right to 0.4 %.
 
     Source: energy-weighted adversarial training (WEAT), its published code.
 
@@ -107,6 +111,11 @@ def energy_weighted_loss(
     check_class_options(op, label_smoothing, reduction)
     check_int64(op, "ignore_index", ignore_index)
     check_int64(op, "dim", dim)
+    dtype = natural_logits.dtype
+    narrow = dtype in (torch.bfloat16, torch.float16) and adversarial_logits.dtype is dtype
+    if narrow:
+        # The gradients of the two terms are added before they are rounded.
+        natural_logits, adversarial_logits = natural_logits.float(), adversarial_logits.float()
     weights = energy_weights(natural_logits, dim=dim)
     if sample_weight is not None:
         check_tensor(op, "sample_weight", sample_weight)
@@ -132,7 +141,8 @@ def energy_weighted_loss(
         reduction=reduction,
         dim=dim,
     )
-    return cross_entropy + (_BETA[variant] if beta is None else beta) * divergence
+    loss = cross_entropy + (_BETA[variant] if beta is None else beta) * divergence
+    return loss.to(dtype) if narrow and not autocast_enabled(loss.device) else loss
 
 
 def _check_options(op: str, beta: float | None, variant: str) -> None:
