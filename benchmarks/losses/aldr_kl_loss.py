@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .row_losses import RowLossBenchmark, speed_targets
+from .row_losses import RowLossBenchmark
+from .targets import usual_targets
 
 _MARGIN, _ALPHA, _LAMBDA0 = 0.1, 2.0, 10.0
 
@@ -39,7 +40,7 @@ def plain(logits: Tensor, target: Tensor, lam: Tensor) -> Tensor:
 
 class AldrKlLoss(RowLossBenchmark):
     operator = "aldr_kl_loss"
-    targets = speed_targets(8.0, 8.0)
+    targets = usual_targets(8.0, 8.0)
 
     def function(self) -> Callable[..., Tensor]:
         return fused
