@@ -14,7 +14,8 @@ _BETA = 7.0
 
 class EnergyWeightedLoss(TwoLogits):
     operator = "energy_weighted_loss"
-    targets = usual_targets(1.0, 1.0, matrices=2)
+    # Both operators that it is made of have a gradient for the adversarial logits.
+    targets = usual_targets(1.0, 1.0, matrices=3)
 
     @staticmethod
     def plain(natural: Tensor, adversarial: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_shape, check_tensor
+from .._checks import check_device, check_shape, check_tensor, dtype_name
 from .._library import Operator
 from .._reference import wants_reference
 from ._arguments import check_real, row_loss_arguments
@@ -335,8 +335,9 @@ class ALDRKLLoss(RowLossModule):
             check_tensor("ALDRKLLoss", name, tensor)
             check_device("ALDRKLLoss", name, tensor, self.lam.device)
         if index.dtype != torch.int64:
-            dtype = str(index.dtype).removeprefix("torch.")
-            raise TypeError(f"ALDRKLLoss: index must have dtype int64, got {dtype}")
+            raise TypeError(
+                f"ALDRKLLoss: index must have dtype int64, got {dtype_name(index.dtype)}"
+            )
         if -logits.dim() <= self.dim < logits.dim():
             check_shape("ALDRKLLoss", "index", index, logits.movedim(self.dim, -1).shape[:-1])
         place = index - self.start if self.start else index

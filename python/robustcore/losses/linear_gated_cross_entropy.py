@@ -11,6 +11,7 @@ from .._checks import (
     accumulate_dtype,
     autocast_enabled,
     check_device,
+    check_dtype_of,
     check_floating,
     check_int64,
     check_shape,
@@ -18,7 +19,12 @@ from .._checks import (
 )
 from .._library import functorch_active, runs_eagerly
 from .._reference import wants_reference
-from ._arguments import REDUCTIONS, check_class_options, check_soft_target
+from ._arguments import (
+    REDUCTIONS,
+    check_class_options,
+    check_class_weight,
+    check_soft_target,
+)
 from ._linear_gated_cross_entropy_op import (
     DIFFERENTIABLE,
     forward_operator,
@@ -256,12 +262,7 @@ def _validated(
     if sample_weight is not None:
         check_shape(_OP, "sample_weight", sample_weight, shape)
     if class_weight is not None:
-        check_shape(_OP, "class_weight", class_weight, weight.shape[:1])
-        if class_weight.requires_grad:
-            raise ValueError(
-                f"{_OP}: class_weight must not require grad (class weights are constants; use "
-                "sample_weight for weights with a gradient), got a tensor that does"
-            )
+        check_class_weight(_OP, "class_weight", class_weight, device, weight.shape[0])
 
     compute = accumulate_dtype(dtype)
     gate = _as(compute, gate)
@@ -343,12 +344,8 @@ def _check_one_by_one(
     if target.dtype is not torch.int64:
         check_soft_target(_OP, target)
     for name, head in zip(names, heads):
-        if head is not None and head.dtype is not features.dtype and not autocast:
-            raise TypeError(
-                f"{_OP}: {name} must have the dtype of features "
-                f"({str(features.dtype).removeprefix('torch.')}), got "
-                f"{str(head.dtype).removeprefix('torch.')}"
-            )
+        if head is not None and not autocast:
+            check_dtype_of(_OP, name, head, "features", features.dtype)
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -439,9 +436,7 @@ class LinearGatedCrossEntropyLoss(nn.Module):
             name, label_smoothing, reduction, temperature, softcap, lse_square_scale
         )
         if class_weight is not None:
-            check_tensor(name, "class_weight", class_weight)
-            if class_weight.requires_grad:
-                raise ValueError(f"{name}: class_weight must not require grad, but does")
+            check_class_weight(name, "class_weight", class_weight)
         self.prediction_head = prediction_head
         self.noise_head = noise_head
         self.register_buffer("class_weight", class_weight)
