@@ -75,9 +75,9 @@ inline std::int64_t keeper_slots(std::int64_t rows) {
 }
 
 inline void launch_keepers(const KeeperTable& t, cudaStream_t stream) {
-  simt::launch<keeper_clear_kernel>(row_blocks(t.slots, kBlock), kBlock, stream, t);
-  simt::launch<keeper_claim_kernel>(row_blocks(t.rows, kBlock), kBlock, stream, t);
-  simt::launch<keeper_resolve_kernel>(row_blocks(t.rows, kBlock), kBlock, stream, t);
+  simt::launch<keeper_clear_kernel>(blocks_for(t.slots, kBlock), kBlock, stream, t);
+  simt::launch<keeper_claim_kernel>(blocks_for(t.rows, kBlock), kBlock, stream, t);
+  simt::launch<keeper_resolve_kernel>(blocks_for(t.rows, kBlock), kBlock, stream, t);
 }
 
 // Copies rows of the batch to the examples they belong to, in words of 4 bytes.
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kBlock) state_rows_kernel(const StateRows w) {
 }
 
 inline void launch_state_rows(const StateRows& w, cudaStream_t stream) {
-  simt::launch<state_rows_kernel>(row_blocks(w.count_of_rows, 1), kBlock, stream, w);
+  simt::launch<state_rows_kernel>(blocks_for(w.count_of_rows, 1), kBlock, stream, w);
 }
 
 }  // namespace robustcore::row_cuda
