@@ -11,12 +11,37 @@
 
 namespace robustcore {
 
+namespace detail {
+
+// exp(r) - 1 for |r| <= log(2)/2 in float: r + r^2 q(r), q of degree 5 fitted for the smallest
+// largest relative error of exp(r) (5e-11 before rounding).
+RC_INLINE float exponential_minus_one_near_zero(float r) {
+  float q = 1.97902976651676e-4f;
+  q = q * r + 1.3944703387096524e-3f;
+  q = q * r + 8.333497680723667e-3f;
+  q = q * r + 4.166629537940025e-2f;
+  q = q * r + 1.666666567325592e-1f;
+  q = q * r + 0.5f;
+  return (q * r) * r + r;
+}
+
+// atanh(s) / s - 1 from s^2 <= 1/9: a polynomial fitted for the smallest largest relative error of
+// the ratio, 5e-9 before rounding.
+RC_INLINE float inverse_hyperbolic_tangent_excess(float square) {
+  float q = 1.4012229e-1f;
+  q = q * square + 1.3999571e-1f;
+  q = q * square + 2.001085e-1f;
+  q = q * square + 3.3333206e-1f;
+  return q * square;
+}
+
+}  // namespace detail
+
 // exp(x) in float. Relative error below 1e-7 on the host; exp(+inf) = inf, exp(-inf) = 0 and NaN
 // stays NaN; results below the normal range are rounded to subnormals as libm does.
 //
-// x = n log 2 + r with |r| <= log(2)/2; 1 + r + r^2 q(r) for exp(r), q of degree 5 fitted for the
-// smallest largest relative error (5e-11 before rounding); times 2^n in two
-// steps, each of which stays in range.
+// x = n log 2 + r with |r| <= log(2)/2; exp(r) times 2^n in two steps, each of which stays in
+// range.
 RC_INLINE float exponential(float x) {
 #if defined(__CUDA_ARCH__)
   return expf(x);
@@ -29,13 +54,7 @@ RC_INLINE float exponential(float x) {
   const float n = shifted - 12582912.0f;
   const int32_t exponent = static_cast<int32_t>(detail::bit_cast<uint32_t>(shifted) - 0x4b400000u);
   const float r = (clamped - n * 0.693145751953125f) - n * 1.428606765330187e-06f;
-  float p = 1.97902976651676e-4f;
-  p = p * r + 1.3944703387096524e-3f;
-  p = p * r + 8.333497680723667e-3f;
-  p = p * r + 4.166629537940025e-2f;
-  p = p * r + 1.666666567325592e-1f;
-  p = p * r + 0.5f;
-  p = (p * r) * r + r + 1.0f;
+  const float p = detail::exponential_minus_one_near_zero(r) + 1.0f;
   const int32_t half = exponent >> 1;
   const float first = detail::bit_cast<float>((half + 127) << 23);
   const float second = detail::bit_cast<float>((exponent - half + 127) << 23);
@@ -67,13 +86,7 @@ RC_INLINE float exponential_minus_one(float x) {
 #if defined(__CUDA_ARCH__)
   return expm1f(x);
 #else
-  float p = 1.97902976651676e-4f;
-  p = p * x + 1.3944703387096524e-3f;
-  p = p * x + 8.333497680723667e-3f;
-  p = p * x + 4.166629537940025e-2f;
-  p = p * x + 1.666666567325592e-1f;
-  p = p * x + 0.5f;
-  const float near_zero = (p * x) * x + x;
+  const float near_zero = detail::exponential_minus_one_near_zero(x);
   const float away = exponential(x) - 1.0f;
   const float magnitude = x < 0.0f ? -x : x;
   return magnitude < 0.3465f ? near_zero : away;
@@ -84,18 +97,13 @@ RC_INLINE double exponential_minus_one(double x) {
 }
 
 // log(1 + x) in float for 0 <= x <= 1, relative error below 2e-7 on the host, branch-free:
-// 2 atanh(x / (2 + x)) by an odd polynomial, fitted for the smallest largest relative error.
+// 2 atanh(x / (2 + x)).
 RC_INLINE float log_one_plus(float x) {
 #if defined(__CUDA_ARCH__)
   return log1pf(x);
 #else
   const float s = x / (2.0f + x);
-  const float square = s * s;
-  float q = 0.14005993f;
-  q = q * square + 0.14000903f;
-  q = q * square + 0.20010764f;
-  q = q * square + 0.33333208f;
-  return 2.0f * (s + s * (square * q));
+  return 2.0f * (s + s * detail::inverse_hyperbolic_tangent_excess(s * s));
 #endif
 }
 RC_INLINE double log_one_plus(double x) {
@@ -128,16 +136,6 @@ RC_INLINE double hyperbolic_tangent(double x) {
   return tanh(x);
 }
 
-// atanh(s) / s from s^2 <= 1/9, relative error below 5e-9 before rounding: a polynomial fitted for
-// the smallest largest relative error.
-RC_INLINE float inverse_hyperbolic_tangent_ratio(float square) {
-  float q = 1.4012229e-1f;
-  q = q * square + 1.3999571e-1f;
-  q = q * square + 2.001085e-1f;
-  q = q * square + 3.3333206e-1f;
-  return q * square + 1.0f;
-}
-
 // log(x) for positive normal x, +inf and NaN, relative error below 3e-7 in float. Branch-free, for
 // loops that are to be vectorised.
 RC_INLINE float logarithm_of_normal(float x) {
@@ -150,7 +148,7 @@ RC_INLINE float logarithm_of_normal(float x) {
   const float f = detail::bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u);
   const float n = static_cast<float>(exponent);
   const float s = (f - 1.0f) / (f + 1.0f);
-  const float near_zero = 2.0f * s * inverse_hyperbolic_tangent_ratio(s * s);
+  const float near_zero = 2.0f * s * (1.0f + detail::inverse_hyperbolic_tangent_excess(s * s));
   const float result = n * 0.693145751953125f + (n * 1.428606765330187e-06f + near_zero);
   return x < HUGE_VALF ? result : x;
 #endif
@@ -171,7 +169,7 @@ RC_INLINE SoftplusParts<float> softplus_parts(float y) {
   const float inverse_product = 1.0f / ((1.0f + y) * (2.0f + y));
   const float inverse_two = (1.0f + y) * inverse_product;
   const float s = y * inverse_two;
-  return {2.0f * inverse_two * inverse_hyperbolic_tangent_ratio(s * s),
+  return {2.0f * inverse_two * (1.0f + detail::inverse_hyperbolic_tangent_excess(s * s)),
           (2.0f + y) * inverse_product};
 }
 RC_INLINE SoftplusParts<double> softplus_parts(double y) {
