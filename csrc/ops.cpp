@@ -33,14 +33,14 @@ void define_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
 }
 
-// A row loss with an indexed state [examples, C] (csrc/losses/row_state_op.h): index int64 [N] says
+// A row loss with an indexed state [examples, width] (csrc/losses/row_state_op.h): index int64 [N] says
 // which example a row is, first_example which one the state begins with.
 void define_state_row_loss(Library& m, const std::string& name) {
   const std::string given = ", Tensor index, int first_example, bool update";
   const std::string needs = ", bool needs_logits, bool needs_second";
   const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
   const std::string arguments = "Tensor logits, " + kRowLossArguments;
-  // The loss, the state that each row used [N, C], and for each row the one that updates its
+  // The loss, the state that each row used [N, width], and for each row the one that updates its
   // example [N] (see write_state_rows_). Changes nothing.
   m.def((name + "(" + arguments + ", Tensor state" + given +
          ", bool keep_rows) -> (Tensor, Tensor, Tensor)")
@@ -165,6 +165,7 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   define_row_loss(m, "ldr_kl_loss");
   define_row_loss(m, "aldr_kl_loss");
   define_row_values(m, "aldr_kl_temperature");
+  define_state_row_loss(m, "aldr_kl_indexed_loss");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

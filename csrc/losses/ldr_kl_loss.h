@@ -164,13 +164,21 @@ struct LabelDistributionLoss {
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
                            const Options& options) {
+    const Acc temperature = p.row_value[0] ? p.row_value[0][i] : p.parameter[0];
+    const NormalizedScores<Acc, ScoresOf> scores(row, matrix_row(p, p.logits, i));
+    return run<kGradients>(row, p, i, factor, options, scores, temperature);
+  }
+
+  // The scores and the temperature given.
+  template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
+  static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
+                           const Options& options, const NormalizedScores<Acc, ScoresOf>& scores,
+                           Acc temperature) {
     using Scores = ScoresOf<Acc>;
     constexpr bool kKeeps = Row::kKeeps;
-    const Acc temperature = p.row_value[0] ? p.row_value[0][i] : p.parameter[0];
     const Acc inverse_temperature = Acc(1) / temperature;
     const Acc margin = p.parameter[1];
     const auto logits = matrix_row(p, p.logits, i);
-    const NormalizedScores<Acc, ScoresOf> scores(row, logits);
     // Where nothing is kept, these are read and not used.
     const auto kept_b = row.template kept<0>();
     const auto kept_slope = row.template kept<Scores::kKept == 2 ? 1 : 0>();
@@ -298,7 +306,36 @@ using LdrKlLoss = LabelDistributionLoss<SoftplusScores>;
 using AldrKlLoss = LabelDistributionLoss<AbsoluteScores>;
 
 // ALDR-KL's step of the temperature: l0 (1 - KL(q || uniform) / (a log K)), where q is the softmax of
-// scores / temperature plus 1e-5, normalised again. The "loss" of a row is its new temperature.
+// scores / temperature plus 1e-5, normalised again. Uses the first cache.
+template <class Row, class Logits, class Acc>
+RC_INLINE Acc stepped_temperature(const Row& row, const Logits& logits,
+                                  const NormalizedScores<Acc, AbsoluteScores>& scores,
+                                  Acc temperature, Acc strength, Acc centre) {
+  constexpr Acc kFloor = Acc(1e-5);
+  const Acc steepness = scores.steepness(Acc(1) / temperature);
+  const auto exponential_of = [&](Acc z) RC_INLINE_LAMBDA {
+    return scores.other_exponential(steepness, z, z) + scores.top_exponential(z);
+  };
+  const auto total = row.template sums_keeping<1, 1, 0>(
+      [&](Acc z) RC_INLINE_LAMBDA {
+        const Acc e = exponential_of(z);
+        return Values<Acc, 2>{{e, e}};
+      },
+      logits);
+  const Acc inverse_total = Acc(1) / total[0];
+  const auto entropy = row.template sums<1>(
+      [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
+        const Acc q = (Row::kKeeps ? kept : exponential_of(z)) * inverse_total + kFloor;
+        return Values<Acc, 1>{{zero_if(is_masked_logit(z), q * logarithm_of_normal(q))}};
+      },
+      row.template kept<0>(), logits);
+  const Acc mass = Acc(1) + scores.count * kFloor;
+  const Acc log_count = logarithm(scores.count);
+  const Acc divergence = log_count + entropy[0] / mass - logarithm(mass);
+  return scores.count == Acc(1) ? centre : centre * (Acc(1) - divergence / (strength * log_count));
+}
+
+// The step alone. The "loss" of a row is its new temperature.
 struct AldrKlTemperature {
   static constexpr const char* kName = "aldr_kl_temperature";
   static constexpr int kMoreRegisters = 16;
@@ -310,31 +347,42 @@ struct AldrKlTemperature {
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc,
                            const Options&) {
-    constexpr Acc kFloor = Acc(1e-5);
-    const Acc strength = p.parameter[0], centre = p.parameter[1];
     const auto logits = matrix_row(p, p.logits, i);
     const NormalizedScores<Acc, AbsoluteScores> scores(row, logits);
-    const Acc steepness = scores.steepness(Acc(1) / p.row_value[0][i]);
-    const auto exponential_of = [&](Acc z) RC_INLINE_LAMBDA {
-      return scores.other_exponential(steepness, z, z) + scores.top_exponential(z);
-    };
-    const auto total = row.template sums_keeping<1, 1, 0>(
-        [&](Acc z) RC_INLINE_LAMBDA {
-          const Acc e = exponential_of(z);
-          return Values<Acc, 2>{{e, e}};
-        },
-        logits);
-    const Acc inverse_total = Acc(1) / total[0];
-    const auto entropy = row.template sums<1>(
-        [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
-          const Acc q = (Row::kKeeps ? kept : exponential_of(z)) * inverse_total + kFloor;
-          return Values<Acc, 1>{{zero_if(is_masked_logit(z), q * logarithm_of_normal(q))}};
-        },
-        row.template kept<0>(), logits);
-    const Acc mass = Acc(1) + scores.count * kFloor;
-    const Acc log_count = logarithm(scores.count);
-    const Acc divergence = log_count + entropy[0] / mass - logarithm(mass);
-    return scores.count == Acc(1) ? centre : centre * (Acc(1) - divergence / (strength * log_count));
+    return stepped_temperature(row, logits, scores, p.row_value[0][i], p.parameter[0],
+                               p.parameter[1]);
+  }
+};
+
+// ALDR-KL with the temperature of each example as its state (indexed_state.h): in training the step,
+// then the loss with the new temperature.
+struct AldrKlIndexedLoss {
+  static constexpr const char* kName = "aldr_kl_indexed_loss";
+  static constexpr bool kTakesLabels = true;
+  static constexpr int kRowValueGradients = 0;
+  static constexpr bool kBendsLogits = false;
+  static constexpr int kMoreRegisters = AldrKlLoss::kMoreRegisters;
+  static constexpr int kCaches = AldrKlLoss::kCaches;
+  static constexpr bool kUsesState = true;
+  static constexpr int64_t kStateWidth = 1;
+
+  // The parameters are those of AldrKlLoss; the first is not read.
+  template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
+  static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
+                           const Options& options) {
+    const auto logits = matrix_row(p, p.logits, i);
+    const NormalizedScores<Acc, AbsoluteScores> scores(row, logits);
+    Acc temperature = *p.state.source(i);
+    if (p.state.updates()) {
+      const Acc stepped =
+          stepped_temperature(row, logits, scores, temperature, p.parameter[2], p.parameter[3]);
+      // A row that is not finite (an overflow that the trainer skips) must not spoil the state.
+      temperature = stepped == stepped ? stepped : temperature;
+    }
+    row.synchronize();  // what is written next, all threads of the row have read
+    Acc* const destination = p.state.destination(i);
+    if (destination && row.is_leader()) *destination = temperature;
+    return AldrKlLoss::run<kGradients>(row, p, i, factor, options, scores, temperature);
   }
 };
 

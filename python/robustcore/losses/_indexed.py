@@ -1,42 +1,17 @@
-"""What losses with numbers per training example share: ranges, updates from batches."""
+"""What losses with numbers per training example share: ranges, recomputation."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .._checks import check_int64
 
-__all__ = ["example_range", "in_recomputation", "last_values"]
+__all__ = ["example_range", "in_recomputation"]
 
 
 def in_recomputation() -> bool:
     """Whether this runs inside a backward pass, as activation checkpointing does it."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def last_values(state: Tensor, index: Tensor, values: Tensor, ignored: Tensor) -> Tensor:
-    """What ``state[index]`` is to become: of each index the value of its last row that counts.
-
-    Rows of one index have the same result, so that ``state.scatter_`` with it is deterministic on
-    every device, and none of this needs a synchronisation. Where no row of an index counts, it is
-    what ``state`` holds.
-
-    Args:
-        state: Shape ``(M,)``.
-        index: In ``[0, M)``, any shape.
-        values: Shape of ``index``.
-        ignored: Which rows do not count, shape of ``index``.
-    """
-    shape, index, values = index.shape, index.reshape(-1), values.reshape(-1)
-    if index.numel() == 0:
-        return values.reshape(shape)
-    # Ignored rows sort behind all others.
-    ordered, rows = index.masked_fill(ignored.reshape(-1), state.numel()).sort(stable=True)
-    # The last row with this index that is not ignored, if there is one.
-    last = (torch.searchsorted(ordered, index, right=True) - 1).clamp_min(0)
-    written = ordered[last] == index
-    return torch.where(written, values[rows[last]], state[index]).reshape(shape)
 
 
 def example_range(
