@@ -361,7 +361,7 @@ struct AldrKlIndexedLoss {
   static constexpr bool kTakesLabels = true;
   static constexpr int kRowValueGradients = 0;
   static constexpr bool kBendsLogits = false;
-  static constexpr int kMoreRegisters = AldrKlLoss::kMoreRegisters;
+  static constexpr int kMoreRegisters = 32;
   static constexpr int kCaches = AldrKlLoss::kCaches;
   static constexpr bool kUsesState = true;
   static constexpr int64_t kStateWidth = 1;
