@@ -33,8 +33,8 @@ void define_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
 }
 
-// A row loss with an indexed state [examples, width] (csrc/losses/row_state_op.h): index int64 [N] says
-// which example a row is, first_example which one the state begins with.
+// A row loss with an indexed state [examples, width] (csrc/losses/row_state_op.h): index int64 [N]
+// says which example a row is, first_example which one the state begins with.
 void define_state_row_loss(Library& m, const std::string& name) {
   const std::string given = ", Tensor index, int first_example, bool update";
   const std::string needs = ", bool needs_logits, bool needs_second";

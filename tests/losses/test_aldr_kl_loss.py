@@ -216,10 +216,11 @@ def test_rows_that_are_not_finite_leave_their_temperatures() -> None:
     criterion = ALDRKLLoss(5)
     logits, target = batch()
     logits[1, 2], logits[2, 0], logits[5] = math.nan, math.inf, -math.inf
-    # Example 3: its last row does not count, so the one before decides.
+    # Example 3: its last row decides, as in ELR, and it is not finite.
     criterion(logits, target, torch.tensor([0, 1, 2, 3, 4, 3]))
     new = aldr_kl_temperature(logits, torch.full((6,), 10.0))
-    expected = torch.stack([new[0], torch.tensor(10.0), torch.tensor(10.0), new[3], new[4]])
+    kept = torch.tensor(10.0)
+    expected = torch.stack([new[0], kept, kept, kept, new[4]])
     assert torch.equal(criterion.lam, expected)
 
 
