@@ -35,6 +35,8 @@ _MODULES = (
     "losses.mixture_cross_entropy",
     "losses.mixture_log_softmax",
     "losses.pair_kl_divergence",
+    "losses.energy_weighted_loss",
+    "losses.energy_weights",
     "losses.smooth_adversarial_loss",
     "losses.early_learning_loss",
     "losses.over_parameterized_loss",

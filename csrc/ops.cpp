@@ -33,14 +33,14 @@ void define_row_loss(Library& m, const std::string& name) {
   m.def((name + "_with_gradients_(" + written + needs + ") -> (Tensor, " + gradients).c_str());
 }
 
-// A row loss with an indexed state [examples, C] (csrc/losses/row_state_op.h): index int64 [N] says
-// which example a row is, first_example which one the state begins with.
+// A row loss with an indexed state [examples, width] (csrc/losses/row_state_op.h): index int64 [N]
+// says which example a row is, first_example which one the state begins with.
 void define_state_row_loss(Library& m, const std::string& name) {
   const std::string given = ", Tensor index, int first_example, bool update";
   const std::string needs = ", bool needs_logits, bool needs_second";
   const std::string gradients = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
   const std::string arguments = "Tensor logits, " + kRowLossArguments;
-  // The loss, the state that each row used [N, C], and for each row the one that updates its
+  // The loss, the state that each row used [N, width], and for each row the one that updates its
   // example [N] (see write_state_rows_). Changes nothing.
   m.def((name + "(" + arguments + ", Tensor state" + given +
          ", bool keep_rows) -> (Tensor, Tensor, Tensor)")
@@ -95,26 +95,28 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   m.def("crossmax_backward(Tensor grad, Tensor members, Tensor tops) -> Tensor");
   // Both heads and the loss in chunks of rows; implemented in Python from torch's matrix products
   // and the operators above. features: [N, D]; weight: [C, D]; the noise head with a D of its own;
-  // chunk_rows 0: chosen. Result: the loss.
+  // target: int64 [N] or floating [N, C]; softcap 0: none; chunk_rows 0: chosen. Result: the loss.
   m.def(
       "linear_gated_cross_entropy(Tensor features, Tensor weight, Tensor? bias, "
       "Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, Tensor target, "
       "Tensor? class_weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
-      "int reduction, int chunk_rows) -> Tensor");
+      "float temperature, float softcap, float lse_square, int reduction, int chunk_rows) -> "
+      "Tensor");
   // The loss, and the gradients for the first seven arguments and for sample_weight, those not
   // wanted empty.
   m.def(
       "linear_gated_cross_entropy_with_gradients(Tensor features, Tensor weight, Tensor? bias, "
       "Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, Tensor target, "
       "Tensor? class_weight, Tensor? sample_weight, int ignore_index, float label_smoothing, "
-      "int reduction, int chunk_rows, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor)");
+      "float temperature, float softcap, float lse_square, int reduction, int chunk_rows, "
+      "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear_gated_cross_entropy_backward(Tensor grad_loss, Tensor features, Tensor weight, "
       "Tensor? bias, Tensor noise_features, Tensor noise_weight, Tensor? noise_bias, Tensor gate, "
       "Tensor target, Tensor? class_weight, Tensor? sample_weight, int ignore_index, "
-      "float label_smoothing, int reduction, int chunk_rows, bool[] needs) -> (Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float label_smoothing, float temperature, float softcap, float lse_square, int reduction, "
+      "int chunk_rows, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
   // mean, diagonal: [N, C]; low_rank: [N, C, R]; all float32 or float64; target, sample_weight:
   // [N]; weight: [C]; seed: int64 [1], on the CPU or the device. Results: loss, rows [2, N] (loss
   // before the sample weight, derivative for the sample weight), the gradients of mean, low_rank
@@ -163,6 +165,7 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   define_row_loss(m, "ldr_kl_loss");
   define_row_loss(m, "aldr_kl_loss");
   define_row_values(m, "aldr_kl_temperature");
+  define_state_row_loss(m, "aldr_kl_indexed_loss");
   // Multiplies tensors by a scalar tensor in place; reads nothing else when the scalar is one.
   m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
 

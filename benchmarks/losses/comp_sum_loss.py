@@ -7,7 +7,8 @@ import functools
 import torch.nn.functional as F
 from torch import Tensor
 
-from .row_losses import RowLossBenchmark, speed_targets
+from .row_losses import RowLossBenchmark
+from .targets import usual_targets
 
 
 def plain(logits: Tensor, target: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ class CompSumLoss(RowLossBenchmark):
     operator = "comp_sum_loss"
     plain = staticmethod(plain)
     # F.cross_entropy is fast on the CPU, so that this baseline is close.
-    targets = speed_targets(2.2, 2)
+    targets = usual_targets(2.2, 2)
 
     def function(self):  # type: ignore[no-untyped-def]
         from robustcore.losses import comp_sum_loss

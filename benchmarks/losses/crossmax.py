@@ -9,8 +9,11 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
-from ..targets import Target
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
+from .sizes import labelled
+from .targets import PRECISION, speedups
+
+_LABEL = "[{batch}, {members}, {classes}]"
 
 
 def plain(logits: Tensor) -> Tensor:
@@ -19,52 +22,22 @@ def plain(logits: Tensor) -> Tensor:
     return z.topk(3, dim=1).values[:, 2]
 
 
-def _size(
-    batch: int,
-    members: int,
-    classes: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-) -> Size:
-    dimensions = {"batch": batch, "members": members, "classes": classes}
-    return Size(f"[{batch}, {members}, {classes}]", dimensions, scale, devices, quick)
-
-
 class CrossMax(Benchmark):
     family = "losses"
     operator = "crossmax"
     passes = ("forward", "forward+backward")
     sizes = (
-        _size(128, 5, 10, "small", quick=True),
-        _size(256, 10, 100, "medium", quick=True),
-        _size(512, 10, 1000, "large"),
-        _size(8192, 10, 1000, "large", devices=("cuda",)),
+        labelled(_LABEL, "small", batch=128, members=5, classes=10, quick=True),
+        labelled(_LABEL, "medium", batch=256, members=10, classes=100, quick=True),
+        labelled(_LABEL, "large", batch=512, members=10, classes=1000),
+        labelled(_LABEL, "large", batch=8192, members=10, classes=1000, devices=("cuda",)),
     )
     targets = (
-        *(
-            Target(
-                f"at least {bound} times as fast as {against}",
-                f"speedup:{kind}",
-                bound,
-                size,
-                "forward+backward",
-                device="",
-            )
-            for kind, against, bounds in (
-                ("eager", "eager", (1, 4, 4)),
-                ("compiled", "torch.compile", (1, 1.2, 1.2)),
-            )
-            for size, bound in zip(("[128, 5, 10]", "[256, 10, 100]", "[512, 10, 1000]"), bounds)
-        ),
-        Target(
-            "fp32 error at most 4 times that of eager",
-            "error_ratio",
-            4.0,
-            at_least=False,
+        *speedups(
+            {"[128, 5, 10]": (1, 1), "[256, 10, 100]": (4, 1.2), "[512, 10, 1000]": (4, 1.2)},
             device="",
         ),
+        PRECISION,
     )
 
     def inputs(self, case: Case, seed: int) -> Inputs:

@@ -11,10 +11,8 @@ from torch import Tensor
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
 from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Unavailable
-from ..targets import Target
 from .sizes import rows_by_classes
-
-_MIB = 1 << 20
+from .targets import PRECISION, bandwidth_on_cuda, extra_memory, speedups
 
 
 def plain(prediction: Tensor, noise: Tensor, gate: Tensor, target: Tensor) -> Tensor:
@@ -37,49 +35,18 @@ class GatedCrossEntropy(Benchmark):
         rows_by_classes(4096, 32768, "large", devices=("cuda",), dtype=torch.bfloat16),
     )
     targets = (
-        *(
-            Target(
-                f"at least {bound} times {against}",
-                f"speedup:{kind}",
-                bound,
-                size,
-                "forward+backward",
-            )
-            for kind, against, bounds in (
-                ("eager", "as fast as eager", (2, 4, 6, 6)),
-                ("compiled", "as fast as torch.compile", (2.5, 4, 3, 2)),
-            )
-            for size, bound in zip(
-                ("[128, 10]", "[1024, 100]", "[4096, 1000]", "[512, 32000]"), bounds
-            )
+        *speedups(
+            {
+                "[128, 10]": (2, 2.5),
+                "[1024, 100]": (4, 4),
+                "[4096, 1000]": (6, 3),
+                "[512, 32000]": (6, 2),
+            }
         ),
-        *(
-            Target(
-                "extra memory: two gradients, O(N) and 4 MiB",
-                "extra_bytes",
-                2 * rows * classes * 4 + 256 * rows + 4 * _MIB,
-                f"[{rows}, {classes}]",
-                "forward+backward",
-                at_least=False,
-            )
-            for rows, classes in ((4096, 1000), (512, 32000))
-        ),
-        Target(
-            "fp32 error at most 4 times that of eager",
-            "error_ratio",
-            4.0,
-            at_least=False,
-            device="",
-        ),
-        *(
-            Target(label, metric, bound, size, "forward+backward", device="cuda")
-            for size in ("[65536, 1024]", "[4096, 32768]")
-            for label, metric, bound in (
-                ("at least 85 % of the copy bandwidth", "fraction_of_copy", 0.85),
-                ("at least 4 times as fast as eager", "speedup:eager", 4.0),
-                ("at least 1.4 times as fast as torch.compile", "speedup:compiled", 1.4),
-            )
-        ),
+        extra_memory(2),
+        extra_memory(2, 512, 32000),
+        PRECISION,
+        *bandwidth_on_cuda(compiled=1.4),
     )
 
     def inputs(self, case: Case, seed: int) -> Inputs:

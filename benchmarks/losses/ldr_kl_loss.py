@@ -7,7 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .row_losses import RowLossBenchmark, speed_targets
+from .row_losses import RowLossBenchmark
+from .targets import usual_targets
 
 _MARGIN = 0.1
 
@@ -23,7 +24,7 @@ def plain(logits: Tensor, target: Tensor) -> Tensor:
 
 class LdrKlLoss(RowLossBenchmark):
     operator = "ldr_kl_loss"
-    targets = speed_targets(8.0, 8.0)
+    targets = usual_targets(8.0, 8.0)
 
     def plain(self, *arguments: Tensor) -> Tensor:
         return plain(*arguments)

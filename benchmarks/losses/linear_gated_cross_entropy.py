@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
-from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
+from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes
 from ..targets import Target
 from .gated_cross_entropy import plain
+from .sizes import labelled
+from .targets import PRECISION, speedups
 
 
 def two_plain_steps(
@@ -48,22 +50,7 @@ def two_steps(
     return gated_cross_entropy(logits, noise_logits, gate, target)
 
 
-def _size(
-    rows: int,
-    classes: int,
-    width: int,
-    scale: str,
-    *,
-    quick: bool = False,
-    devices: tuple[str, ...] = ("cpu", "cuda"),
-    dtype: torch.dtype = torch.float32,
-) -> Size:
-    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
-    dimensions = {"rows": rows, "classes": classes, "width": width}
-    label = f"[{rows}, {classes}] of {width}{suffix}"
-    return Size(label, dimensions, scale, devices, quick, dtype)
-
-
+_LABEL = "[{rows}, {classes}] of {width}"
 _SMALL, _LARGE = "[128, 10] of 64", "[2048, 32000] of 256"
 
 
@@ -72,16 +59,21 @@ class LinearGatedCrossEntropy(Benchmark):
     operator = "linear_gated_cross_entropy"
     passes = ("forward", "forward+backward")
     sizes = (
-        _size(128, 10, 64, "small", quick=True),
-        _size(1024, 1000, 256, "medium"),
-        _size(2048, 32000, 256, "large"),
-        _size(8192, 131072, 2048, "large", devices=("cuda",), dtype=torch.bfloat16),
+        labelled(_LABEL, "small", rows=128, classes=10, width=64, quick=True),
+        labelled(_LABEL, "medium", rows=1024, classes=1000, width=256),
+        labelled(_LABEL, "large", rows=2048, classes=32000, width=256),
+        labelled(
+            _LABEL,
+            "large",
+            rows=8192,
+            classes=131072,
+            width=2048,
+            devices=("cuda",),
+            dtype=torch.bfloat16,
+        ),
     )
     targets = (
-        *(
-            Target(f"not slower than {against}", f"speedup:{kind}", 1.0, _SMALL, "forward+backward")
-            for kind, against in (("eager", "eager"), ("compiled", "torch.compile"))
-        ),
+        *speedups({_SMALL: (1, 1)}),
         Target(
             "at most 1.1 times the time of two steps",
             "speedup:peer",
@@ -105,13 +97,7 @@ class LinearGatedCrossEntropy(Benchmark):
             "forward+backward",
             at_least=False,
         ),
-        Target(
-            "fp32 error at most 4 times that of eager",
-            "error_ratio",
-            4.0,
-            at_least=False,
-            device="",
-        ),
+        PRECISION,
     )
 
     def inputs(self, case: Case, seed: int) -> Inputs:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._two_logits import TwoLogits, targets
+from .targets import usual_targets
+from .two_logits import TwoLogits
 
 
 class MixtureCrossEntropy(TwoLogits):
     operator = "mixture_cross_entropy"
-    targets = targets(8, 2.5)
+    targets = usual_targets(8, 2.5, matrices=2)
     with_gate = True
-    leaves = (*TwoLogits.leaves, "gate gradient")
+    quantities = (*TwoLogits.quantities, "gate gradient")
 
     @staticmethod
     def plain(logits1: Tensor, logits2: Tensor, gate: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
@@ -23,11 +22,6 @@ class MixtureCrossEntropy(TwoLogits):
         first = F.logsigmoid(-gate)[:, None] + logits1.log_softmax(1)
         second = F.logsigmoid(gate)[:, None] + logits2.log_softmax(1)
         return F.nll_loss(torch.logaddexp(first, second), target)
-
-    def function(self) -> Callable[..., Tensor]:
-        from robustcore.losses import mixture_cross_entropy
-
-        return mixture_cross_entropy
 
 
 benchmark = MixtureCrossEntropy()

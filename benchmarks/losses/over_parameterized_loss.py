@@ -11,8 +11,8 @@ from torch import Tensor
 from ..accuracy import errors_with_gradients
 from ..contestants import compiled
 from ..registry import Accuracy, Benchmark, Case, Contestant, Inputs, LeastBytes, Size
-from ..targets import Target
 from .sizes import rows_by_classes
+from .targets import PRECISION, speedups
 
 
 def plain(logits: Tensor, target: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -39,34 +39,9 @@ class OverParameterizedLoss(Benchmark):
         rows_by_classes(65536, 1024, "large", devices=("cuda",)),
     )
     targets = (
-        *(
-            Target(
-                f"at least {bound} times {against}",
-                f"speedup:{kind}",
-                bound,
-                size,
-                "forward+backward",
-            )
-            for kind, against, bounds in (
-                ("eager", "as fast as eager", (1, 5)),
-                ("compiled", "as fast as torch.compile", (1, 2)),
-            )
-            for size, bound in zip(("[128, 10]", "[4096, 1000]"), bounds)
-        ),
-        Target(
-            "fp32 error at most 4 times that of eager",
-            "error_ratio",
-            4.0,
-            at_least=False,
-            device="",
-        ),
-        *(
-            Target(label, metric, bound, "[65536, 1024]", "forward+backward", device="cuda")
-            for label, metric, bound in (
-                ("at least 4 times as fast as eager", "speedup:eager", 4.0),
-                ("at least 1.2 times as fast as torch.compile", "speedup:compiled", 1.2),
-            )
-        ),
+        *speedups({"[128, 10]": (1, 1), "[4096, 1000]": (5, 2)}),
+        PRECISION,
+        *speedups({"[65536, 1024]": (4, 1.2)}, device="cuda"),
     )
 
     def inputs(self, case: Case, seed: int) -> Inputs:

@@ -1,4 +1,4 @@
-"""Sizes of losses over rows of logits."""
+"""Sizes of losses."""
 
 from __future__ import annotations
 
@@ -8,19 +8,41 @@ import torch
 
 from ..registry import Size
 
-__all__ = ["rows_by_classes"]
+__all__ = ["labelled", "rows_by_classes"]
+
+Scale = Literal["small", "medium", "large"]
+
+
+def labelled(
+    label: str,
+    scale: Scale,
+    *,
+    quick: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    dtype: torch.dtype = torch.float32,
+    **dimensions: int,
+) -> Size:
+    """A size whose label names its dimensions in braces, and its type unless that is float32."""
+    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
+    return Size(label.format(**dimensions) + suffix, dimensions, scale, devices, quick, dtype)
 
 
 def rows_by_classes(
     rows: int,
     classes: int,
-    scale: Literal["small", "medium", "large"],
+    scale: Scale,
     *,
     quick: bool = False,
     devices: tuple[str, ...] = ("cpu", "cuda"),
     dtype: torch.dtype = torch.float32,
 ) -> Size:
     """``[rows, classes]`` logits of ``dtype``."""
-    suffix = "" if dtype is torch.float32 else f" {str(dtype).removeprefix('torch.')}"
-    dimensions = {"rows": rows, "classes": classes}
-    return Size(f"[{rows}, {classes}]{suffix}", dimensions, scale, devices, quick, dtype)
+    return labelled(
+        "[{rows}, {classes}]",
+        scale,
+        quick=quick,
+        devices=devices,
+        dtype=dtype,
+        rows=rows,
+        classes=classes,
+    )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._two_logits import TwoLogits, targets
+from .targets import usual_targets
+from .two_logits import TwoLogits
 
 
 class SmoothAdversarialLoss(TwoLogits):
     operator = "smooth_adversarial_loss"
-    targets = targets(2.5, 2)
+    targets = usual_targets(2.5, 2, matrices=2)
 
     @staticmethod
     def plain(logits: Tensor, adversarial: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
@@ -21,11 +20,6 @@ class SmoothAdversarialLoss(TwoLogits):
         change = moved.gather(1, target[:, None]) - moved
         norm = torch.linalg.vector_norm(change, dim=1)
         return F.cross_entropy(logits, target) + norm.mean()
-
-    def function(self) -> Callable[..., Tensor]:
-        from robustcore.losses import smooth_adversarial_loss
-
-        return smooth_adversarial_loss
 
 
 benchmark = SmoothAdversarialLoss()

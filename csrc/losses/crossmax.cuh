@@ -132,12 +132,11 @@ void launch_forward(const CrossMaxProblem<T>& p, cudaStream_t stream) {
 template <class T>
 void launch_backward(const CrossMaxProblem<T>& p, cudaStream_t stream) {
   const std::int64_t rows = p.samples * p.members;
-  if (p.classes * static_cast<std::int64_t>(sizeof(T)) <= kWarpRowBytes) {
-    simt::launch<crossmax_backward_kernel<T, kWarpSize>>(row_blocks<kWarpSize>(rows),
-                                                         kRowBlock<kWarpSize>, stream, p);
-  } else {
-    simt::launch<crossmax_backward_kernel<T, kBlock>>(row_blocks<kBlock>(rows), kBlock, stream, p);
-  }
+  with_row_threads(p.classes * static_cast<std::int64_t>(sizeof(T)), [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    simt::launch<crossmax_backward_kernel<T, kThreads>>(row_blocks<kThreads>(rows),
+                                                        kRowBlock<kThreads>, stream, p);
+  });
 }
 
 }  // namespace robustcore::crossmax_cuda

@@ -50,6 +50,13 @@ struct IndexedState {
   }
 };
 
+// The width of a program's state: that of the logits, where the program names no other.
+template <class Program>
+constexpr int64_t state_width(int64_t classes) {
+  if constexpr (requires { Program::kStateWidth; }) return Program::kStateWidth;
+  return classes;
+}
+
 // Whether the program of a loss has such a state; the drivers leave the rest out otherwise.
 template <class Program>
 inline constexpr bool kHasState = requires { requires Program::kUsesState; };

@@ -33,7 +33,8 @@ RC_INLINE bool is_masked_logit(Acc z) {
 template <class Acc>
 struct SoftplusScores {
   static constexpr const char* kName = "ldr_kl_loss";
-  static constexpr int kKept = 2;  // b and db/dz are worth keeping between walks
+  static constexpr int kKept = 2;        // b and db/dz are worth keeping between walks
+  static constexpr bool kFinite = true;  // b of a masked class
 
   Acc shift;  // min(m, 0)
   Acc scale;  // e^shift
@@ -43,8 +44,9 @@ struct SoftplusScores {
 
   // b and its derivative.
   RC_INLINE Values<Acc, 2> both(Acc z) const {
-    const Acc magnitude = z < Acc(0) ? -z : z;
-    const Acc scaled = exponential(-magnitude - shift);  // z >= 0 only where shift is 0
+    const Acc magnitude = magnitude_of(z);
+    const Acc scaled =
+        exponential_of_nonpositive(-magnitude - shift);  // z >= 0 only where shift is 0
     const SoftplusParts<Acc> parts = softplus_parts(scaled * scale);
     const Acc b = (z > Acc(0) ? z : Acc(0)) + scaled * parts.ratio;
     return {{b, parts.inverse * choose(z < Acc(0), scaled, Acc(1))}};
@@ -52,8 +54,8 @@ struct SoftplusScores {
   RC_INLINE Acc b(Acc z) const { return both(z)[0]; }
   RC_INLINE Acc slope(Acc z) const { return both(z)[1]; }
   static RC_INLINE Acc size(Acc b) { return b; }
-  // dsize/dz, given db/dz
-  static RC_INLINE Acc slope_of_size(Acc, Acc slope) { return slope; }
+  // ds db/dz - pull dsize/dz, given db/dz
+  static RC_INLINE Acc pulled(Acc ds, Acc slope, Acc, Acc pull) { return slope * (ds - pull); }
   template <class T>
   static RC_INLINE Acc penalty(const RowProblem<T>&, Acc, Acc) {
     return Acc(0);
@@ -65,15 +67,16 @@ template <class Acc>
 struct AbsoluteScores {
   static constexpr const char* kName = "aldr_kl_loss";
   static constexpr int kKept = 0;
+  static constexpr bool kFinite = false;
 
   RC_INLINE explicit AbsoluteScores(Acc) {}
   RC_INLINE Values<Acc, 2> both(Acc z) const { return {{z, Acc(1)}}; }
   RC_INLINE Acc b(Acc z) const { return z; }
   RC_INLINE Acc slope(Acc) const { return Acc(1); }
-  static RC_INLINE Acc size(Acc b) { return b < Acc(0) ? -b : b; }
-  static RC_INLINE Acc slope_of_size(Acc z, Acc) {
-    const Acc sign = choose(z < Acc(0), Acc(-1), zero_if(!(z > Acc(0)), Acc(1)));
-    return zero_if(is_masked_logit(z), sign);
+  static RC_INLINE Acc size(Acc b) { return magnitude_of(b); }
+  static RC_INLINE Acc pulled(Acc ds, Acc, Acc z, Acc pull) {
+    const Acc signed_pull = z < Acc(0) ? -pull : pull;
+    return ds - zero_if((z == Acc(0)) | is_masked_logit(z), signed_pull);
   }
   // What keeps the temperature from leaving its centre l0: -(a log K / 2 l0) (temperature - l0)^2.
   template <class T>
@@ -106,7 +109,7 @@ struct NormalizedScores {
           const Values<Acc, 2> both = scores.both(z);
           Values<Acc, 2 + Scores::kKept> terms{};
           const Acc size = Scores::size(both[0]);
-          terms.value[0] = zero_if(is_masked_logit(z), size);
+          terms.value[0] = Scores::kFinite ? size : zero_if(is_masked_logit(z), size);
           terms.value[1] = zero_if(is_masked_logit(z), Acc(1));
           for (int k = 0; k < Scores::kKept; ++k) terms.value[2 + k] = both[k];
           return terms;
@@ -119,6 +122,19 @@ struct NormalizedScores {
     top = scores.b(largest);
   }
 
+  // log2(e) times the size of scores over that of b and the temperature; finite, so that 0 stays 0.
+  RC_INLINE Acc steepness(Acc inverse_temperature) const {
+    constexpr Acc kMost = sizeof(Acc) == 8 ? Acc(1.7976931348623157e308) : Acc(3.4028234663852886e38);
+    const Acc steep = factor * inverse_temperature * Acc(1.4426950408889634);
+    return steep > kMost ? kMost : steep;
+  }
+  // exp((s - max s) / temperature) for all but the largest logit, and for that alone.
+  RC_INLINE Acc other_exponential(Acc steepness, Acc b, Acc z) const {
+    const Acc below = b - top;
+    const Acc e = power_of_two_of_nonpositive(steepness * (below > Acc(0) ? Acc(0) : below));
+    return zero_if((z == largest) | is_masked_logit(z), e);
+  }
+  RC_INLINE Acc top_exponential(Acc z) const { return zero_if(!(z == largest), Acc(1)); }
   // b - top, not positive, and exactly 0 for the largest logit.
   RC_INLINE Acc below_top(Acc b, Acc z) const {
     const Acc below = b - top;
@@ -148,31 +164,39 @@ struct LabelDistributionLoss {
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
                            const Options& options) {
+    const Acc temperature = p.row_value[0] ? p.row_value[0][i] : p.parameter[0];
+    const NormalizedScores<Acc, ScoresOf> scores(row, matrix_row(p, p.logits, i));
+    return run<kGradients>(row, p, i, factor, options, scores, temperature);
+  }
+
+  // The scores and the temperature given.
+  template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
+  static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
+                           const Options& options, const NormalizedScores<Acc, ScoresOf>& scores,
+                           Acc temperature) {
     using Scores = ScoresOf<Acc>;
     constexpr bool kKeeps = Row::kKeeps;
-    const Acc temperature = p.row_value[0] ? p.row_value[0][i] : p.parameter[0];
     const Acc inverse_temperature = Acc(1) / temperature;
     const Acc margin = p.parameter[1];
     const auto logits = matrix_row(p, p.logits, i);
-    const NormalizedScores<Acc, ScoresOf> scores(row, logits);
     // Where nothing is kept, these are read and not used.
     const auto kept_b = row.template kept<0>();
     const auto kept_slope = row.template kept<Scores::kKept == 2 ? 1 : 0>();
     const auto kept_exponential = row.template kept<kExponentials>();
 
-    const Acc steepness = scores.factor * inverse_temperature;
+    const Acc steepness = scores.steepness(inverse_temperature);
     // exp((s - max s) / temperature)
     const auto exponential_of = [&](Acc b, Acc z) RC_INLINE_LAMBDA {
-      const Acc e = exponential(steepness * scores.below_top(b, z));
-      return choose(z == scores.largest, Acc(1), zero_if(is_masked_logit(z), e));
+      return scores.other_exponential(steepness, b, z) + scores.top_exponential(z);
     };
     const auto sums = row.template sums_keeping<3, 1, kExponentials>(
         [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
           const Acc b = scores.template b<kKeeps>(kept, z);
-          const Acc e = exponential_of(b, z), along = e * scores.below_top(b, z);
-          const bool is_top = z == scores.largest;
-          return Values<Acc, 4>{{zero_if(is_top, e), zero_if(!is_top, Acc(1)),
-                                 zero_if(is_top | is_masked_logit(z), along), e}};
+          const Acc other = scores.other_exponential(steepness, b, z);
+          const Acc top = scores.top_exponential(z), along = other * (b - scores.top);
+          return Values<Acc, 4>{
+              {other, top, Scores::kFinite ? along : zero_if(is_masked_logit(z), along),
+               other + top}};
         },
         kept_b, logits);
     const Acc inverse_total = Acc(1) / (sums[0] + sums[1]);
@@ -202,9 +226,9 @@ struct LabelDistributionLoss {
     constexpr Acc kInfinite = static_cast<Acc>(__builtin_huge_val());
     T* const outputs[1] = {p.grad_logits ? p.grad_logits + i * p.classes : nullptr};
     const Acc scale = factor * scores.factor;
-    // From ds_k, db/dz and z; `pull` = <ds, b> / B.
+    // From ds_k and <ds, b> / B, both times `scale`, db/dz and z.
     const auto gradient = [&](Acc ds, Acc slope, Acc z, Acc pull) RC_INLINE_LAMBDA {
-      return Values<Acc, 1>{{scale * (slope * ds - Scores::slope_of_size(z, slope) * pull)}};
+      return Values<Acc, 1>{{Scores::pulled(ds, slope, z, pull)}};
     };
 
     if (hard) {
@@ -222,7 +246,7 @@ struct LabelDistributionLoss {
       const Acc below = is_masked_logit(z) ? -scores.top : scores.below_top(b, z);
       const Acc value = loss_of(below, v, logarithm(v));
       if constexpr (kGradients) {
-        const Acc inverse = v == Acc(0) ? Acc(0) : weight / v;
+        const Acc inverse = v == Acc(0) ? Acc(0) : scale * (weight / v);
         const Acc pull = inverse * (along - below) * scores.inverse_size;
         const Acc each = inverse * inverse_total;
         row.write(outputs, label.target,
@@ -251,14 +275,14 @@ struct LabelDistributionLoss {
         },
         weights, kept_b, kept_exponential, logits);
     if constexpr (kGradients) {
-      const Acc pull = (labels[1] * along - labels[2]) * scores.inverse_size;
+      const Acc pull = scale * ((labels[1] * along - labels[2]) * scores.inverse_size);
       row.write(outputs, -1, Values<Acc, 1>{},
                 [&](Acc t, Acc kept, Acc slope, Acc z) RC_INLINE_LAMBDA {
                   const Acc e = kKeeps ? kept : exponential_of(scores.scores.b(z), z);
                   const Acc probability = e * inverse_total;
                   const Acc rest = complement(probability, z), v = relieved(probability, rest);
                   const Acc own = zero_if((v == Acc(0)) | (t == Acc(0)), t / v);
-                  const Acc ds = probability * (labels[1] - own) - own * rest;
+                  const Acc ds = scale * (probability * (labels[1] - own) - own * rest);
                   return gradient(ds, scores.template slope<kKeeps>(slope, z), z, pull);
                 },
                 weights, kept_exponential, kept_slope, logits);
@@ -282,7 +306,36 @@ using LdrKlLoss = LabelDistributionLoss<SoftplusScores>;
 using AldrKlLoss = LabelDistributionLoss<AbsoluteScores>;
 
 // ALDR-KL's step of the temperature: l0 (1 - KL(q || uniform) / (a log K)), where q is the softmax of
-// scores / temperature plus 1e-5, normalised again. The "loss" of a row is its new temperature.
+// scores / temperature plus 1e-5, normalised again. Uses the first cache.
+template <class Row, class Logits, class Acc>
+RC_INLINE Acc stepped_temperature(const Row& row, const Logits& logits,
+                                  const NormalizedScores<Acc, AbsoluteScores>& scores,
+                                  Acc temperature, Acc strength, Acc centre) {
+  constexpr Acc kFloor = Acc(1e-5);
+  const Acc steepness = scores.steepness(Acc(1) / temperature);
+  const auto exponential_of = [&](Acc z) RC_INLINE_LAMBDA {
+    return scores.other_exponential(steepness, z, z) + scores.top_exponential(z);
+  };
+  const auto total = row.template sums_keeping<1, 1, 0>(
+      [&](Acc z) RC_INLINE_LAMBDA {
+        const Acc e = exponential_of(z);
+        return Values<Acc, 2>{{e, e}};
+      },
+      logits);
+  const Acc inverse_total = Acc(1) / total[0];
+  const auto entropy = row.template sums<1>(
+      [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
+        const Acc q = (Row::kKeeps ? kept : exponential_of(z)) * inverse_total + kFloor;
+        return Values<Acc, 1>{{zero_if(is_masked_logit(z), q * logarithm_of_normal(q))}};
+      },
+      row.template kept<0>(), logits);
+  const Acc mass = Acc(1) + scores.count * kFloor;
+  const Acc log_count = logarithm(scores.count);
+  const Acc divergence = log_count + entropy[0] / mass - logarithm(mass);
+  return scores.count == Acc(1) ? centre : centre * (Acc(1) - divergence / (strength * log_count));
+}
+
+// The step alone. The "loss" of a row is its new temperature.
 struct AldrKlTemperature {
   static constexpr const char* kName = "aldr_kl_temperature";
   static constexpr int kMoreRegisters = 16;
@@ -294,32 +347,42 @@ struct AldrKlTemperature {
   template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
   static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc,
                            const Options&) {
-    constexpr Acc kFloor = Acc(1e-5);
-    const Acc strength = p.parameter[0], centre = p.parameter[1];
     const auto logits = matrix_row(p, p.logits, i);
     const NormalizedScores<Acc, AbsoluteScores> scores(row, logits);
-    const Acc steepness = scores.factor / p.row_value[0][i];
-    const auto exponential_of = [&](Acc z) RC_INLINE_LAMBDA {
-      const Acc e = exponential(steepness * scores.below_top(z, z));
-      return choose(z == scores.largest, Acc(1), zero_if(is_masked_logit(z), e));
-    };
-    const auto total = row.template sums_keeping<1, 1, 0>(
-        [&](Acc z) RC_INLINE_LAMBDA {
-          const Acc e = exponential_of(z);
-          return Values<Acc, 2>{{e, e}};
-        },
-        logits);
-    const Acc inverse_total = Acc(1) / total[0];
-    const auto entropy = row.template sums<1>(
-        [&](Acc kept, Acc z) RC_INLINE_LAMBDA {
-          const Acc q = (Row::kKeeps ? kept : exponential_of(z)) * inverse_total + kFloor;
-          return Values<Acc, 1>{{zero_if(is_masked_logit(z), q * logarithm_of_normal(q))}};
-        },
-        row.template kept<0>(), logits);
-    const Acc mass = Acc(1) + scores.count * kFloor;
-    const Acc log_count = logarithm(scores.count);
-    const Acc divergence = log_count + entropy[0] / mass - logarithm(mass);
-    return scores.count == Acc(1) ? centre : centre * (Acc(1) - divergence / (strength * log_count));
+    return stepped_temperature(row, logits, scores, p.row_value[0][i], p.parameter[0],
+                               p.parameter[1]);
+  }
+};
+
+// ALDR-KL with the temperature of each example as its state (indexed_state.h): in training the step,
+// then the loss with the new temperature.
+struct AldrKlIndexedLoss {
+  static constexpr const char* kName = "aldr_kl_indexed_loss";
+  static constexpr bool kTakesLabels = true;
+  static constexpr int kRowValueGradients = 0;
+  static constexpr bool kBendsLogits = false;
+  static constexpr int kMoreRegisters = 32;
+  static constexpr int kCaches = AldrKlLoss::kCaches;
+  static constexpr bool kUsesState = true;
+  static constexpr int64_t kStateWidth = 1;
+
+  // The parameters are those of AldrKlLoss; the first is not read.
+  template <bool kGradients, class Row, class T, class Options, class Acc = accumulate_t<T>>
+  static RC_INLINE Acc run(const Row& row, const RowProblem<T>& p, int64_t i, Acc factor,
+                           const Options& options) {
+    const auto logits = matrix_row(p, p.logits, i);
+    const NormalizedScores<Acc, AbsoluteScores> scores(row, logits);
+    Acc temperature = *p.state.source(i);
+    if (p.state.updates()) {
+      const Acc stepped =
+          stepped_temperature(row, logits, scores, temperature, p.parameter[2], p.parameter[3]);
+      // A row that is not finite (an overflow that the trainer skips) must not spoil the state.
+      temperature = stepped == stepped ? stepped : temperature;
+    }
+    row.synchronize();  // what is written next, all threads of the row have read
+    Acc* const destination = p.state.destination(i);
+    if (destination && row.is_leader()) *destination = temperature;
+    return AldrKlLoss::run<kGradients>(row, p, i, factor, options, scores, temperature);
   }
 };
 

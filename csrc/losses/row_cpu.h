@@ -272,7 +272,7 @@ class Row {
     for_each_group([&](const auto& place, const auto& lanes) RC_INLINE_LAMBDA {
       Acc e[kWhole];
       RC_SIMD for (int l = 0; l < kWhole; ++l) {
-        e[l] = robustcore::exponential(logit(streams.at(place.at(l))...) - largest);
+        e[l] = exponential_of_nonpositive(logit(streams.at(place.at(l))...) - largest);
       }
       RC_SIMD for (int l = 0; l < kWhole; ++l) sum[l] += lanes.keep(l, e[l]);
       if constexpr (kWeighted > 0) {

@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "common/exp.h"
-#include "common/reduce.cuh"
+#include "common/rows.cuh"
 #include "common/vector.cuh"
 #include "losses/row_problem.h"
 
@@ -155,7 +155,7 @@ class Row {
           },
           streams...);
     });
-    return reduce(largest, [](Acc a, Acc b) { return a > b ? a : b; });
+    return reduce_row<kThreads>(largest, [](Acc a, Acc b) { return a > b ? a : b; });
   }
 
   template <int kCount, class F, class... Streams>
@@ -173,7 +173,7 @@ class Row {
           },
           streams...);
     });
-    return reduce(sum, JoinSums{});
+    return reduce_row<kThreads>(sum, JoinSums{});
   }
 
   // The written values are there for all threads of the row.
@@ -198,7 +198,7 @@ class Row {
           },
           streams...);
     });
-    sum = reduce(sum, JoinSums{});
+    sum = reduce_row<kThreads>(sum, JoinSums{});
     synchronize();
     return sum;
   }
@@ -218,7 +218,8 @@ class Row {
           },
           streams...);
     });
-    return reduce(place, [](std::int64_t a, std::int64_t b) { return a < b ? a : b; });
+    return reduce_row<kThreads>(place,
+                                [](std::int64_t a, std::int64_t b) { return a < b ? a : b; });
   }
 
   __device__ __forceinline__ void synchronize() const {
@@ -288,7 +289,7 @@ class Row {
           },
           streams...);
     });
-    sums = reduce(sums, JoinSoftmaxSums{});
+    sums = reduce_row<kThreads>(sums, JoinSoftmaxSums{});
     Softmax<Acc, kWeighted, Logit> result{sums.shift(), sums.sum.value[0], {}, {}, logit};
 #pragma unroll
     for (int k = 0; k < kWeighted; ++k) result.weighted.value[k] = sums.sum.value[1 + k];
@@ -332,15 +333,6 @@ class Row {
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) const {
     for_each_vector<T>(offset_, classes, thread_, kThreads, f);
-  }
-
-  template <class Value, class Join>
-  static __device__ __forceinline__ Value reduce(const Value& value, Join join) {
-    if constexpr (kThreads == kWarpSize) {
-      return warp_reduce(value, join);
-    } else {
-      return block_reduce<kThreads>(value, join);
-    }
   }
 
   const std::int64_t offset_;

@@ -13,30 +13,23 @@
 
 #include <cstdint>
 
+#include "common/rows.cuh"
 #include "losses/row_cuda.cuh"
 #include "losses/target.h"
 
 namespace robustcore::row_cuda {
 
-// Rows up to this many bytes are walked by one warp.
-constexpr std::int64_t kWarpRowBytes = 4096;
-constexpr int kWarpBlock = 128;
+// Threads of the kernels that no row belongs to.
 constexpr int kBlock = 256;
 
-// Threads of a block whose rows take kThreads each.
-template <int kThreads>
-constexpr int kBlockThreads = kThreads == kWarpSize ? kWarpBlock : kThreads;
-
-// Blocks that must fit on a multiprocessor, which bounds the registers of a thread. Left to itself
-// the compiler holds all kernels to 64 registers and spills: 16-bit types handle eight elements a
-// load, and gradients keep the row's coefficients beside them.
+// More registers than kRowResidentBlocks allows: gradients keep the row's coefficients beside the
+// elements.
 template <class T, int kThreads, bool kGradients, int kMoreRegisters = 0>
-constexpr int kResidentBlocks = 65536 /
-                                ((sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
-                                  : sizeof(T) == 2 || kGradients                   ? 80
-                                                                                   : 64) +
-                                 kMoreRegisters) /
-                                kBlockThreads<kThreads>;
+constexpr int kResidentBlocks =
+    resident_blocks<kThreads>((sizeof(T) == 8 || (sizeof(T) == 2 && kGradients) ? 128
+                               : sizeof(T) == 2 || kGradients                   ? 80
+                                                                                : 64) +
+                              kMoreRegisters);
 
 // An ignored row: zeros, not products with whatever the row holds.
 template <class T>
@@ -74,15 +67,11 @@ struct BestClass {
   std::int64_t place;
 };
 
-// As torch.argmax: NaN above all, the first of equals.
 struct JoinBestClass {
   template <class Acc>
   __device__ __forceinline__ BestClass<Acc> operator()(const BestClass<Acc>& a,
                                                        const BestClass<Acc>& b) const {
-    const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-    const bool equal = a.value == b.value || (a_nan && b_nan);
-    const bool take_a = equal ? a.place < b.place : (a_nan || (!b_nan && a.value > b.value));
-    BestClass<Acc> joined = take_a ? a : b;
+    BestClass<Acc> joined = FirstMaximum{}(a, b);
     const Acc shift = joined.value == negative_infinity<Acc>() ? Acc(0) : joined.value;
     joined.total = a.total * exponential(a.value - shift) + b.total * exponential(b.value - shift);
     return joined;
@@ -103,11 +92,7 @@ __device__ __forceinline__ void row_scores(const RowProblem<T>& p, std::int64_t 
       best = JoinBestClass{}(best, BestClass<Acc>{logits.lanes[l], Acc(1), c + l});
     }
   });
-  if constexpr (kThreads == kWarpSize) {
-    best = warp_reduce(best, JoinBestClass{});
-  } else {
-    best = block_reduce<kThreads>(best, JoinBestClass{});
-  }
+  best = reduce_row<kThreads>(best, JoinBestClass{});
   if (thread != 0) return;
   p.predicted[row] = best.place;
   const Acc not_a_number = static_cast<Acc>(__builtin_nan(""));
@@ -118,19 +103,14 @@ __device__ __forceinline__ void row_scores(const RowProblem<T>& p, std::int64_t 
 
 template <class Program, class T, int kThreads, RowMode kMode>
 __global__ void __launch_bounds__(
-    kBlockThreads<kThreads>,
+    kRowBlock<kThreads>,
     kResidentBlocks<T, kThreads, kMode == RowMode::kGradients, more_registers<Program>()>)
     row_loss_kernel(const RowProblem<T> p) {
   using Acc = accumulate_t<T>;
   constexpr bool kGradients = kMode == RowMode::kGradients;
-  const int rows_per_block = static_cast<int>(blockDim.x) / kThreads;
-  const int thread = static_cast<int>(threadIdx.x) % kThreads;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * rows_per_block;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * rows_per_block +
-                        static_cast<int>(threadIdx.x) / kThreads;
-       i < p.rows; i += stride) {
+  for_each_row<kThreads>(p.rows, [&](std::int64_t i, int thread) {
     if constexpr (kHasState<Program>) {
-      if (!p.state.is_of_this_round(i)) continue;
+      if (!p.state.is_of_this_round(i)) return;
     }
     const bool ignored = p.is_ignored(i);
     RC_DEVICE_ASSERT(ignored || !p.target || (p.target[i] >= 0 && p.target[i] < p.classes));
@@ -154,7 +134,7 @@ __global__ void __launch_bounds__(
     if (thread == 0 && p.loss) {
       (p.reduction == Reduction::kNone ? p.loss : p.row_loss)[i] = loss;
     }
-  }
+  });
 }
 
 // One block: what "mean" divides by, summed in double.
@@ -188,22 +168,13 @@ __global__ void __launch_bounds__(kBlock) row_loss_reduce_kernel(const RowProble
   }
 }
 
-// Enough blocks for every row, within what a grid can hold; the kernels loop over the rest.
-inline std::int64_t row_blocks(std::int64_t rows, std::int64_t rows_per_block) {
-  const std::int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
-  return blocks < (std::int64_t{1} << 30) ? blocks : std::int64_t{1} << 30;
-}
-
 template <class Program, RowMode kMode, class T>
 void launch_rows(const RowProblem<T>& p, cudaStream_t stream) {
-  constexpr int kRowsPerBlock = kWarpBlock / kWarpSize;
-  if (p.classes * static_cast<std::int64_t>(sizeof(T)) <= kWarpRowBytes) {
-    simt::launch<row_loss_kernel<Program, T, kWarpSize, kMode>>(row_blocks(p.rows, kRowsPerBlock),
-                                                                kWarpBlock, stream, p);
-  } else {
-    simt::launch<row_loss_kernel<Program, T, kBlock, kMode>>(row_blocks(p.rows, 1), kBlock, stream,
-                                                             p);
-  }
+  with_row_threads(p.classes * static_cast<std::int64_t>(sizeof(T)), [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    simt::launch<row_loss_kernel<Program, T, kThreads, kMode>>(row_blocks<kThreads>(p.rows),
+                                                               kRowBlock<kThreads>, stream, p);
+  });
 }
 
 // A pass with everything around it: denominator, rows, scalar loss.

@@ -8,6 +8,8 @@
 
 namespace robustcore::row_cuda {
 
+// The kernels are templates so that several files may include them.
+
 // A table of the indices in a batch, by open addressing. Which slot an index gets depends on the
 // order of the threads; the last row of an index does not.
 struct KeeperTable {
@@ -31,17 +33,19 @@ struct KeeperTable {
   }
 };
 
-__global__ void __launch_bounds__(kBlock) keeper_clear_kernel(const KeeperTable t) {
-  for (std::int64_t s = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; s < t.slots;
-       s += std::int64_t{gridDim.x} * kBlock) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) keeper_clear_kernel(const KeeperTable t) {
+  for (std::int64_t s = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; s < t.slots;
+       s += std::int64_t{gridDim.x} * kThreads) {
     t.keys[s] = KeeperTable::kFree;
     t.last[s] = 0;
   }
 }
 
-__global__ void __launch_bounds__(kBlock) keeper_claim_kernel(const KeeperTable t) {
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; i < t.rows;
-       i += std::int64_t{gridDim.x} * kBlock) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) keeper_claim_kernel(const KeeperTable t) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < t.rows;
+       i += std::int64_t{gridDim.x} * kThreads) {
     if (t.is_ignored(i)) continue;
     RC_DEVICE_ASSERT(t.index[i] >= 0);
     const auto key = static_cast<unsigned long long>(t.index[i]);
@@ -54,9 +58,10 @@ __global__ void __launch_bounds__(kBlock) keeper_claim_kernel(const KeeperTable 
   }
 }
 
-__global__ void __launch_bounds__(kBlock) keeper_resolve_kernel(const KeeperTable t) {
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; i < t.rows;
-       i += std::int64_t{gridDim.x} * kBlock) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) keeper_resolve_kernel(const KeeperTable t) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < t.rows;
+       i += std::int64_t{gridDim.x} * kThreads) {
     if (t.is_ignored(i)) {
       t.keeper[i] = -1;
       continue;
@@ -75,9 +80,9 @@ inline std::int64_t keeper_slots(std::int64_t rows) {
 }
 
 inline void launch_keepers(const KeeperTable& t, cudaStream_t stream) {
-  simt::launch<keeper_clear_kernel>(row_blocks(t.slots, kBlock), kBlock, stream, t);
-  simt::launch<keeper_claim_kernel>(row_blocks(t.rows, kBlock), kBlock, stream, t);
-  simt::launch<keeper_resolve_kernel>(row_blocks(t.rows, kBlock), kBlock, stream, t);
+  simt::launch<keeper_clear_kernel<kBlock>>(blocks_for(t.slots, kBlock), kBlock, stream, t);
+  simt::launch<keeper_claim_kernel<kBlock>>(blocks_for(t.rows, kBlock), kBlock, stream, t);
+  simt::launch<keeper_resolve_kernel<kBlock>>(blocks_for(t.rows, kBlock), kBlock, stream, t);
 }
 
 // Copies rows of the batch to the examples they belong to, in words of 4 bytes.
@@ -89,19 +94,20 @@ struct StateRows {
   std::int64_t count_of_rows, first, count, width;
 };
 
-__global__ void __launch_bounds__(kBlock) state_rows_kernel(const StateRows w) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) state_rows_kernel(const StateRows w) {
   for (std::int64_t i = blockIdx.x; i < w.count_of_rows; i += gridDim.x) {
     if (w.keeper[i] != i) continue;
     const std::int64_t example = w.index[i] - w.first;
     RC_DEVICE_ASSERT(example >= 0 && example < w.count);
-    for (std::int64_t c = threadIdx.x; c < w.width; c += kBlock) {
+    for (std::int64_t c = threadIdx.x; c < w.width; c += kThreads) {
       w.examples[example * w.width + c] = w.rows[i * w.width + c];
     }
   }
 }
 
 inline void launch_state_rows(const StateRows& w, cudaStream_t stream) {
-  simt::launch<state_rows_kernel>(row_blocks(w.count_of_rows, 1), kBlock, stream, w);
+  simt::launch<state_rows_kernel<kBlock>>(blocks_for(w.count_of_rows, 1), kBlock, stream, w);
 }
 
 }  // namespace robustcore::row_cuda

@@ -28,10 +28,10 @@ struct StateArguments {
 
 inline StateArguments state_arguments(const std::string& op, const RowLossArguments& a,
                                       const Tensor& state, const Tensor& index,
-                                      int64_t first_example) {
+                                      int64_t first_example, int64_t width) {
   check_type(op, "state", state, accumulate_type(a.logits));
-  RC_CHECK(state.dim() == 2 && state.size(1) == a.logits.size(1), op,
-           ": state must have shape [examples, classes]");
+  RC_CHECK(state.dim() == 2 && state.size(1) == width, op, ": state must have shape [examples, ",
+           width, "]");
   RC_CHECK(state.is_contiguous(), op, ": state must be contiguous");
   check_same_device(op, "state", state, a.logits);
   check_type(op, "index", index, ScalarType::Long);
@@ -95,20 +95,22 @@ struct StateRowLossOperators : RowLossOperators<Backend, Program> {
                                 bool needs_logits, bool needs_second) {
     const RowLossArguments a = Base::arguments(RC_ROW_LOSS_VALUES);
     check_type(kName, "used", used, accumulate_type(a.logits));
-    check_numel(kName, "used", used, a.logits.numel());
+    const int64_t width = state_width<Program>(a.logits.size(1));
+    check_numel(kName, "used", used, a.logits.size(0) * width);
     check_same_device(kName, "used", used, a.logits);
     const Tensor rows = made_contiguous(used);
     return Base::gradients_of(grad_loss, a, needs_logits, needs_second,
                               [&]<class T>(RowProblem<T>& p) {
                                 p.state.of_rows = write_pointer<accumulate_t<T>>(rows);
-                                p.state.width = p.classes;
+                                p.state.width = width;
                               });
   }
 
  private:
   static StateArguments checked(const RowLossArguments& a, const Tensor& state, const Tensor& index,
                                 int64_t first_example) {
-    StateArguments s = state_arguments(kName, a, state, index, first_example);
+    StateArguments s = state_arguments(kName, a, state, index, first_example,
+                                       state_width<Program>(a.logits.size(1)));
     Backend::check_index(kName, a, s);
     return s;
   }

@@ -10,6 +10,7 @@
 #include "common/exp.h"
 #include "common/rows.cuh"
 #include "common/vector.cuh"
+#include "losses/row_cuda.cuh"
 #include "losses/shrink_match_loss.h"
 
 namespace robustcore::shrink_match_cuda {
@@ -24,30 +25,6 @@ __device__ __forceinline__ Acc infinity() {
 struct JoinTails {
   __device__ __forceinline__ Tail operator()(const Tail& a, const Tail& b) const {
     return {a.sum + b.sum, a.count + b.count};
-  }
-};
-
-// The kept classes' softmax relative to a running maximum.
-template <class Acc>
-struct SoftmaxSum {
-  Acc maximum;
-  Acc total;
-
-  // What to subtract before exponentiating: nothing but -inf so far must not yield inf - inf.
-  __device__ __forceinline__ Acc shift() const {
-    return maximum == -infinity<Acc>() ? Acc(0) : maximum;
-  }
-};
-
-struct JoinSoftmaxSums {
-  template <class Acc>
-  __device__ __forceinline__ SoftmaxSum<Acc> operator()(const SoftmaxSum<Acc>& a,
-                                                        const SoftmaxSum<Acc>& b) const {
-    SoftmaxSum<Acc> joined = a.maximum > b.maximum ? a : b;
-    const Acc shift = joined.shift();
-    joined.total =
-        a.total * exponential(a.maximum - shift) + b.total * exponential(b.maximum - shift);
-    return joined;
   }
 };
 
@@ -154,7 +131,7 @@ __device__ __forceinline__ accumulate_t<T> kept_lse(const ShrinkMatchProblem<T>&
                                                     const KeptClasses<accumulate_t<T>>& kept,
                                                     int thread) {
   using Acc = accumulate_t<T>;
-  SoftmaxSum<Acc> sums{-infinity<Acc>(), Acc(0)};
+  auto sums = row_cuda::SoftmaxSums<Acc, 0>::empty();
   for_each_vector<T>(offset, p.classes, thread, kThreads, [&](std::int64_t c, auto width) {
     constexpr int kWidth = decltype(width)::value;
     const Widened<T, kWidth> weak(p.weak + offset + c), strong(p.strong + offset + c);
@@ -168,12 +145,13 @@ __device__ __forceinline__ accumulate_t<T> kept_lse(const ShrinkMatchProblem<T>&
     const Acc before = sums.maximum;
     sums.maximum = maximum;
     const Acc shift = sums.shift();
-    sums.total *= exponential(before - shift);
+    Acc& total = sums.sum.value[0];
+    total *= exponential(before - shift);
 #pragma unroll
-    for (int l = 0; l < kWidth; ++l) sums.total += exponential(logits[l] - shift);
+    for (int l = 0; l < kWidth; ++l) total += exponential(logits[l] - shift);
   });
-  sums = reduce_row<kThreads>(sums, JoinSoftmaxSums{});
-  return sums.maximum + logarithm(sums.total);
+  sums = reduce_row<kThreads>(sums, row_cuda::JoinSoftmaxSums{});
+  return sums.maximum + logarithm(sums.sum.value[0]);
 }
 
 template <class T, int kThreads>
@@ -257,32 +235,23 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-template <class T>
-bool row_fits_warp(const ShrinkMatchProblem<T>& p) {
-  return p.classes * static_cast<std::int64_t>(sizeof(T)) <= kWarpRowBytes;
-}
-
 template <bool kGradients, class T>
 void launch_forward(const ShrinkMatchProblem<T>& p, cudaStream_t stream) {
-  if (row_fits_warp(p)) {
-    simt::launch<shrink_match_forward_kernel<T, kWarpSize, kGradients>>(
-        row_blocks<kWarpSize>(p.rows), kRowBlock<kWarpSize>, stream, p);
-  } else {
-    simt::launch<shrink_match_forward_kernel<T, kBlock, kGradients>>(row_blocks<kBlock>(p.rows),
-                                                                     kBlock, stream, p);
-  }
+  with_row_threads(p.classes * static_cast<std::int64_t>(sizeof(T)), [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    simt::launch<shrink_match_forward_kernel<T, kThreads, kGradients>>(
+        row_blocks<kThreads>(p.rows), kRowBlock<kThreads>, stream, p);
+  });
   if (p.reduced) simt::launch<shrink_match_reduce_kernel<T>>(1, kBlock, stream, p);
 }
 
 template <class T>
 void launch_backward(const ShrinkMatchProblem<T>& p, cudaStream_t stream) {
-  if (row_fits_warp(p)) {
-    simt::launch<shrink_match_backward_kernel<T, kWarpSize>>(row_blocks<kWarpSize>(p.rows),
-                                                             kRowBlock<kWarpSize>, stream, p);
-  } else {
-    simt::launch<shrink_match_backward_kernel<T, kBlock>>(row_blocks<kBlock>(p.rows), kBlock,
-                                                          stream, p);
-  }
+  with_row_threads(p.classes * static_cast<std::int64_t>(sizeof(T)), [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    simt::launch<shrink_match_backward_kernel<T, kThreads>>(row_blocks<kThreads>(p.rows),
+                                                            kRowBlock<kThreads>, stream, p);
+  });
 }
 
 }  // namespace robustcore::shrink_match_cuda

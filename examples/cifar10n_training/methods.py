@@ -3,7 +3,7 @@
 Every method trains a classifier that ``setup.classifier`` makes, with the same optimiser, batches
 and number of epochs. What differs is the loss, and what the method knows about a label: nothing
 (``ce``, ``gce``, ``sce``, ``ldr``, ``het``), which example it belongs to (``elr``, ``sop``,
-``aldr``), or privileged information about it (``tram``, ``afm``, ``pi-dual``).
+``aldr``), or privileged information about it (``tram``, ``afm``, ``pi-dual``); ``tram+sop`` both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from robustcore.losses import (
     TRAM,
     ALDRKLLoss,
     EarlyLearningLoss,
+    HeteroscedasticHead,
     OverParameterizedLoss,
     PiDUAL,
     PrivilegedHead,
@@ -117,10 +118,7 @@ class OverParameterized(Method):
         return self.classifier.parameters()
 
     def own_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [
-            torch.optim.SGD([parameter], rate)
-            for parameter, rate in zip((self.criterion.u, self.criterion.v), self.rates)
-        ]
+        return [torch.optim.SGD(self.criterion.parameter_groups(*self.rates))]
 
 
 class LabelDistributionRobust(Method):
@@ -139,6 +137,22 @@ class AdaptiveLabelDistributionRobust(Method):
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return self.criterion(self(x), target, index)
+
+
+class Heteroscedastic(Method):
+    """HET: the head predicts a distribution of logits, wide where the label is uncertain."""
+
+    def __init__(self, setup: Setup, rank: int, temperature: float, samples: int) -> None:
+        super().__init__(setup)
+        self.classifier.head = HeteroscedasticHead(
+            self.classifier.width, setup.classes, rank, temperature, samples
+        )
+
+    def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return self.classifier.head.loss(self.classifier.body(x), target)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier.head(self.classifier.body(x), seed=0)
 
 
 def privileged_information(setup: Setup, agreement: bool, random: bool) -> Tensor:
@@ -165,18 +179,56 @@ class GatedPrivileged(Method):
 
 
 class Transferred(Method):
-    """TRAM: only the head with privileged information trains the body."""
+    """TRAM: only the head with privileged information trains the body.
 
-    def __init__(self, setup: Setup, agreement: bool, random: bool, width: int) -> None:
+    ``criterion`` is the loss of the other head, the one that predicts.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        agreement: bool,
+        random: bool,
+        width: int,
+        criterion: nn.Module | None = None,
+    ) -> None:
         super().__init__(setup)
         privileged = privileged_information(setup, agreement, random)
         # The seed makes it again: no place in a checkpoint.
         self.register_buffer("privileged", privileged, persistent=False)
         head = PrivilegedHead(self.classifier.width, privileged.shape[1], setup.classes, width)
-        self.model = TRAM(self.classifier.body, self.classifier.head, head)
+        self.model = TRAM(self.classifier.body, self.classifier.head, head, loss=criterion)
 
     def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return self.model.loss(x, self.privileged[index], target)
+
+
+class TransferredOverParameterized(Transferred):
+    """TRAM + SOP: what misleads the head that predicts goes into parameters of the example."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        agreement: bool,
+        random: bool,
+        width: int,
+        rate_u: float,
+        rate_v: float,
+    ) -> None:
+        criterion = OverParameterizedLoss(setup.count, setup.classes)
+        super().__init__(setup, agreement, random, width, criterion)
+        self.criterion = criterion
+        self.rates = rate_u, rate_v
+
+    def loss(self, x: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return self.model.loss(x, self.privileged[index], target, index=index)
+
+    def network_parameters(self) -> Iterable[nn.Parameter]:
+        yield from self.classifier.parameters()
+        yield from self.model.privileged_head.parameters()
+
+    def own_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.criterion.parameter_groups(*self.rates))]
 
 
 class Marginalised(Method):
@@ -254,6 +306,12 @@ METHODS: dict[str, Spec] = {
         {"lambda0": 10.0},
         {"lambda0": (1.0, 3.0, 10.0)},
     ),
+    "het": Spec(
+        "heteroscedastic",
+        Heteroscedastic,
+        {"rank": 6, "temperature": 3.0, "samples": 1000},
+        {"temperature": (0.5, 1.3, 3.0)},
+    ),
     "tram": Spec(
         "TRAM",
         partial(Transferred, agreement=True, random=False),
@@ -267,6 +325,13 @@ METHODS: dict[str, Spec] = {
         {"width": 128},
         {"width": (128, 512)},
         privileged="agreement, random",
+    ),
+    "tram+sop": Spec(
+        "TRAM + SOP",
+        partial(TransferredOverParameterized, agreement=True, random=False),
+        {"width": 512, "rate_u": 100.0, "rate_v": 1000.0},
+        {"rate_u": (1.0, 10.0, 100.0), "rate_v": (10.0, 100.0, 1000.0)},
+        privileged="agreement",
     ),
     "afm": Spec(
         "AFM",

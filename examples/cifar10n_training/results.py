@@ -101,8 +101,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         ratio, beats = method.get("step_time_vs_ce"), method.get("beats_ce_beyond_spread")
         cells.append(
             (
-                # Results of an earlier version, in which some losses were plain PyTorch.
-                name + "*" * method.get("stand_in", False),
+                name,
                 method["privileged_information"] or "",
                 _text(method["test_accuracy"], 100, 1),
                 _text(method["memorised_wrong_labels"], 100, 1),
@@ -127,8 +126,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *rows(result)]
-    # An asterisk would start emphasis.
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines).replace("*", "\\*")
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

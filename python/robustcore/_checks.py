@@ -16,10 +16,12 @@ __all__ = [
     "autocast_enabled",
     "check_choice",
     "check_device",
+    "check_dtype_of",
     "check_floating",
     "check_int64",
     "check_shape",
     "check_tensor",
+    "dtype_name",
 ]
 
 FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,6 +36,11 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for a device. For meta tensors, PyTorch refuses to say: it is off."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
@@ -60,7 +67,18 @@ def check_floating(op: str, name: str, tensor: torch.Tensor) -> None:
     if tensor.dtype not in _FLOATING:
         raise TypeError(
             f"{op}: {name} must be float32, float64, bfloat16 or float16, got "
-            f"{str(tensor.dtype).removeprefix('torch.')}"
+            f"{dtype_name(tensor.dtype)}"
+        )
+
+
+def check_dtype_of(
+    op: str, name: str, tensor: torch.Tensor, other: str, dtype: torch.dtype
+) -> None:
+    """``tensor`` must have the ``dtype`` of the argument ``other``."""
+    if tensor.dtype is not dtype:
+        raise TypeError(
+            f"{op}: {name} must have the dtype of {other} ({dtype_name(dtype)}), got "
+            f"{dtype_name(tensor.dtype)}"
         )
 
 

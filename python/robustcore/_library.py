@@ -23,6 +23,7 @@ __all__ = [
     "functorch_active",
     "is_batch_of_cotangents",
     "refuse_tangents",
+    "runs_eagerly",
 ]
 
 functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -30,6 +31,7 @@ functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_batch_of_cotangents: Callable[[torch.Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Straight to the kernel: the Autograd key would only find out again what is known already.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Operator:
@@ -111,6 +113,19 @@ def direct_apply(function: Any) -> Callable[..., Any]:
     it binds the arguments to the signature of ``forward`` by inspection, at every call.
     """
     return super(torch.autograd.Function, function).apply
+
+
+def runs_eagerly(tensor: torch.Tensor) -> bool:
+    """Whether nobody watches or replaces operations: no mode, no subclass, no forward mode.
+
+    An operator that is written in Python can then be called without the dispatcher, which takes as
+    long as a small matrix product.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def refuse_tangents(name: str, tensors: Iterable[Any]) -> None:

@@ -181,7 +181,10 @@ def kill(at, epoch, options):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize(("method", "at", "kept"), [("sop", "after", 5), ("elr", "during", 4)])
+@pytest.mark.parametrize(
+    ("method", "at", "kept"),
+    [("tram+sop", "after", 5), ("elr", "during", 4), ("het", "after", 5)],
+)
 def test_a_killed_run_continues_to_the_same_numbers(folder, tmp_path, method, at, kept):
     options = ["--data", folder, "--seeds", 1, "--epochs", 12, "--checkpoint-seconds", 0]
     options += ["--method", method]
@@ -345,6 +348,8 @@ def test_every_method_learns(name):
     setup = Setup(lambda: hidden_layer(3, 3, 16), 60, 3, agreement, torch.randn(60, 8))
     method = METHODS[name].build(setup, **METHODS[name].values)
     optimizers = [torch.optim.Adam(method.network_parameters(), 0.01), *method.own_optimizers()]
+    trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(map(id, trained)) == sorted(map(id, method.parameters()))  # each exactly once
     index = torch.arange(60)
     for _ in range(60):
         for optimizer in optimizers:
@@ -354,6 +359,7 @@ def test_every_method_learns(name):
             optimizer.step()
     method.eval()
     assert (method(x).argmax(-1) == target).float().mean() > 0.9
+    assert torch.equal(method(x), method(x))
 
 
 @pytest.fixture

@@ -186,7 +186,9 @@ def test_shards_of_examples() -> None:
     index = torch.tensor([9, 6, 7])
     assert torch.equal(whole(logits, target, index), shard(logits, target, index))
     assert torch.equal(whole.lam[6:], shard.lam)
-    with pytest.raises(IndexError, match=r"^ALDRKLLoss: index must be in \[6, 10\), got 5$"):
+    with pytest.raises(
+        IndexError, match=r"^aldr_kl_indexed_loss: index must be in \[6, 10\), got 5 at"
+    ):
         shard(logits, target, torch.tensor([6, 5, 7]))
 
 
@@ -210,6 +212,46 @@ def test_several_dimensions_and_class_probabilities() -> None:
     torch.testing.assert_close(criterion.lam, flat.lam)
 
 
+def test_rows_that_are_not_finite_leave_their_temperatures() -> None:
+    criterion = ALDRKLLoss(5)
+    logits, target = batch()
+    logits[1, 2], logits[2, 0], logits[5] = math.nan, math.inf, -math.inf
+    # Example 3: its last row decides, as in ELR, and it is not finite.
+    criterion(logits, target, torch.tensor([0, 1, 2, 3, 4, 3]))
+    new = aldr_kl_temperature(logits, torch.full((6,), 10.0))
+    kept = torch.tensor(10.0)
+    expected = torch.stack([new[0], kept, kept, kept, new[4]])
+    assert torch.equal(criterion.lam, expected)
+
+
+def test_a_call_that_raises_changes_nothing() -> None:
+    criterion = ALDRKLLoss(6)
+    logits, target = batch()
+    for change, error in (
+        ({"target": torch.full((6,), 9)}, IndexError),
+        ({"target": target.int()}, TypeError),
+        ({"target": target[:5]}, ValueError),
+        ({"sample_weight": torch.ones(3)}, ValueError),
+        ({"target": [0] * 6}, TypeError),
+    ):
+        with pytest.raises(error):
+            criterion(**{"logits": logits, "target": target, "index": torch.arange(6), **change})
+    assert (criterion.lam == 10).all()
+
+
+def test_the_index_of_an_ignored_row_may_be_anything() -> None:
+    criterion = ALDRKLLoss(6)
+    logits, target = batch()
+    index = torch.arange(6)
+    target[2], index[2] = -100, 99
+    target[3], index[3] = -100, -1
+    loss = criterion(logits, target, index)
+    kept = torch.tensor([0, 1, 4, 5])
+    other = ALDRKLLoss(6)
+    torch.testing.assert_close(loss, other(logits[kept], target[kept], kept))
+    assert torch.equal(criterion.lam, other.lam)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -231,11 +273,15 @@ def test_errors_of_the_module() -> None:
     with pytest.raises(TypeError, match=r"^ALDRKLLoss: num_examples must be an int, got float$"):
         ALDRKLLoss(3.0)  # type: ignore[arg-type]
     criterion = ALDRKLLoss(4)
-    with pytest.raises(TypeError, match=r"^ALDRKLLoss: index must have dtype int64, got float32$"):
+    with pytest.raises(
+        TypeError, match=r"^aldr_kl_indexed_loss: index must be int64, got float32$"
+    ):
         criterion(*batch(), torch.zeros(6))
-    with pytest.raises(ValueError, match=r"^ALDRKLLoss: index must have shape \(6,\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"^aldr_kl_indexed_loss: index must have shape \(6,\)"):
         criterion(*batch(), torch.arange(5) % 4)
-    with pytest.raises(IndexError, match=r"^ALDRKLLoss: index must be in \[0, 4\), got 4$"):
+    with pytest.raises(
+        IndexError, match=r"^aldr_kl_indexed_loss: index must be in \[0, 4\), got 4 at"
+    ):
         criterion(*batch(), torch.full((6,), 4))
     with pytest.raises(ValueError, match=r"^aldr_kl_temperature: lam must have shape"):
         aldr_kl_temperature(torch.zeros(3, 4), torch.ones(2))

@@ -289,6 +289,8 @@ class TestModule:
         assert not torch.equal(parts[1].state, whole.state[7:])
         with pytest.raises(ValueError, match=r"start and stop must be in \[7, 18\]"):
             parts[1].shard(0, 10)
+        with pytest.raises(TypeError, match=r"^EarlyLearningLoss.shard: stop must be an int"):
+            whole.shard(0, 7.0)  # type: ignore[arg-type]
 
     def test_classes_elsewhere(self) -> None:
         generator = torch.Generator().manual_seed(8)

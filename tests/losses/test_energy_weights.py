@@ -187,16 +187,26 @@ class TestLoss:
             ({"beta": "1"}, TypeError, "beta must be a float, got str"),
             ({"natural_logits": None}, TypeError, "natural_logits must be a torch.Tensor"),
             ({"target": 1}, TypeError, "target must be a torch.Tensor, got int"),
+            ({"natural_logits": natural.long()}, TypeError, "natural_logits must be float32"),
+            ({"target": target.to("meta")}, ValueError, "target must be on cpu, got meta"),
+            ({"sample_weight": torch.tensor(1.0)}, ValueError, "sample_weight must have shape"),
+            ({"sample_weight": target}, TypeError, "sample_weight must be float32"),
+            ({"reduction": "Mean"}, ValueError, "reduction must be one of 'none', 'mean', 'sum'"),
+            ({"dim": 1.0}, TypeError, "dim must be an int, got float"),
         ):
             arguments = {
                 "natural_logits": natural,
                 "adversarial_logits": adversarial,
                 "target": target,
             }
-            with pytest.raises(error, match="^energy_weighted_loss: " + message):
+            with pytest.raises(error, match=r"^energy_weighted_loss: " + message):
                 energy_weighted_loss(**(arguments | change))
         with pytest.raises(TypeError, match="WEAT: has no option softcap"):
             WEAT(softcap=1.0)
+        with pytest.raises(ValueError, match=r"^WEAT: reduction must be one of"):
+            WEAT(reduction="Mean")
+        with pytest.raises(TypeError, match=r"^WEAT: ignore_index must be an int, got float"):
+            WEAT(ignore_index=1.5)
 
     def test_the_module(self) -> None:
         natural, adversarial, target = problem()

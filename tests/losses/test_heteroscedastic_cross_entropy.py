@@ -294,6 +294,8 @@ M, V, D, Y = problem(8, 5, 3)
         ({"samples": 1.5}, TypeError, "samples must be an int, got float"),
         ({"samples": 0}, ValueError, r"samples must be in \[1, 2\*\*30\], got 0"),
         ({"temperature": "1"}, TypeError, "temperature must be a float, got str"),
+        ({"temperature": True}, TypeError, "temperature must be a float, got bool"),
+        ({"minimum_probability": False}, TypeError, "must be a float, got bool"),
         ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
         ({"minimum_probability": 1.0}, ValueError, r"must be in \[0, 1\), got 1.0"),
         ({"reduction": "avg"}, ValueError, "reduction must be one of 'none', 'mean', 'sum'"),

@@ -120,6 +120,55 @@ def test_gradients_equal_those_of_two_steps(
         assert_matches(a, b, rtol=8 * eps, atol=8 * eps * (1 + scale))
 
 
+@settings(max_examples=40)
+@given(
+    st.integers(1, 20),
+    st.sampled_from([1, 2, 7, 33]),
+    st.one_of(st.none(), st.integers(1, 25)),
+    st.sampled_from(["none", "mean", "sum"]),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([None, 1.5, 30.0]),
+    st.sampled_from([0.0, 0.05]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+def test_options_equal_those_of_two_steps_in_float64(
+    rows: int,
+    classes: int,
+    chunk_rows: int | None,
+    reduction: str,
+    temperature: float,
+    softcap: float | None,
+    lse_square_scale: float,
+    soft: bool,
+    weighted: bool,
+    seed: int,
+) -> None:
+    leaves, target = problem(rows, classes, 4, torch.float64, seed)
+    generator = strategies.seeded(seed + 1)
+    if soft:
+        target = torch.rand(rows, classes, generator=generator, dtype=torch.float64)
+    options = {
+        "reduction": reduction,
+        "temperature": temperature,
+        "softcap": softcap,
+        "lse_square_scale": lse_square_scale,
+    }
+    inputs = list(leaves)
+    if weighted:
+        options["class_weight"] = torch.rand(classes, generator=generator).double() + 0.1
+        options["sample_weight"] = torch.rand(rows, generator=generator).double().requires_grad_()
+        inputs.append(options["sample_weight"])
+    ours = linear_gated_cross_entropy(*leaves, target, chunk_rows=chunk_rows, **options)
+    theirs = two_steps(*leaves, target, **options)
+    assert_matches(ours, theirs, rtol=1e-12, atol=1e-12)
+    cotangent = torch.rand(ours.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(ours, inputs, cotangent)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, inputs, cotangent)):
+        assert_matches(a, b, rtol=1e-11, atol=1e-12)
+
+
 def test_the_gradients_of_16_bit_weights_are_summed_in_float32() -> None:
     """Many chunks with small contributions: a bfloat16 sum would stop growing."""
     rows = 300
@@ -173,16 +222,21 @@ class TestChunks:
                         largest = max(largest, each.numel())
                 return result
 
+        probabilities = torch.rand(rows, classes, dtype=torch.float64)
         # The implementations themselves: a call through the dispatcher would show its results only.
         for reduction in (0, 1):
-            arguments = (*leaves, target, None, None, -100, 0.0, reduction, chunk_rows)
+            arguments = (
+                *(*leaves, target, None, None, -100, 0.0),
+                *(1.0, 0.0, 0.0, reduction, chunk_rows),
+            )
             with torch.no_grad(), Watch():
                 loss = _linear_gated_cross_entropy_op._forward_kernel(*arguments)
                 _linear_gated_cross_entropy_op._backward_kernel(loss, *arguments, [True] * 8)
         with Watch():
-            torch.autograd.grad(
-                linear_gated_cross_entropy(*leaves, target, chunk_rows=chunk_rows), leaves
-            )
+            for labels in (target, probabilities):
+                torch.autograd.grad(
+                    linear_gated_cross_entropy(*leaves, labels, chunk_rows=chunk_rows), leaves
+                )
         assert largest == chunk_rows * classes > leaves[4].numel()
 
     def test_the_loss_holds_gradients_but_no_logits(self) -> None:

@@ -29,7 +29,8 @@ def leaves(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
 def raw_arguments(tensors, reduction: int, chunk_rows: int = 2) -> tuple:
     *inputs, sample_weight = tensors
     weight = WEIGHT.to(inputs[0].dtype)
-    return (*inputs, TARGET, weight, sample_weight, -100, 0.1, reduction, chunk_rows)
+    options = (-100, 0.1, 1.5, 8.0, 0.01, reduction, chunk_rows)
+    return (*inputs, TARGET, weight, sample_weight, *options)
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 1, 3])
@@ -214,6 +215,20 @@ class TestTransforms:
         with torch.no_grad():
             torch.testing.assert_close(compiled(*inputs), a)
 
+    def test_compile_with_class_probabilities(self) -> None:
+        inputs = leaves(torch.float32)[:7]
+        target = torch.rand(4, 5)
+
+        def loss(*inputs):
+            return linear_gated_cross_entropy(
+                *inputs, target, temperature=2.0, softcap=9.0, lse_square_scale=0.1, chunk_rows=3
+            )
+
+        a, b = loss(*inputs), torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(a, b)
+        for x, y in zip(torch.autograd.grad(a, inputs), torch.autograd.grad(b, inputs)):
+            torch.testing.assert_close(x, y)
+
     def test_compile_with_dynamic_shapes(self) -> None:
         @torch.compile(fullgraph=True, dynamic=True)
         def loss(*inputs):
@@ -292,6 +307,16 @@ class TestRawOperators:
                 OPS.linear_gated_cross_entropy_with_gradients.default, (*forward, needs)
             )
 
+    def test_opcheck_of_class_probabilities(self) -> None:
+        arguments = list(raw_arguments([t.float() for t in leaves()], 0))
+        arguments[7] = torch.rand(4, 5)
+        arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
+        torch.library.opcheck(OPS.linear_gated_cross_entropy.default, tuple(arguments))
+        torch.library.opcheck(
+            OPS.linear_gated_cross_entropy_backward.default,
+            (torch.rand(4), *arguments, [True] * 8),
+        )
+
     @pytest.mark.parametrize("reduction", [0, 1, 2])
     def test_raw_calls_are_differentiable(self, reduction: int) -> None:
         tensors = leaves()
@@ -302,6 +327,9 @@ class TestRawOperators:
             class_weight=WEIGHT,
             sample_weight=tensors[7],
             label_smoothing=0.1,
+            temperature=1.5,
+            softcap=8.0,
+            lse_square_scale=0.01,
             reduction=("none", "mean", "sum")[reduction],
         )
         wanted = torch.autograd.grad(expected.sum(), tensors)

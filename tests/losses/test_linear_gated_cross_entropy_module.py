@@ -15,7 +15,15 @@ from robustcore.losses import (
 class TestModule:
     def test_it_is_the_function_of_its_heads(self) -> None:
         weight = torch.rand(7)
-        options = {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum", "chunk_rows": 4}
+        options = {
+            "ignore_index": 2,
+            "label_smoothing": 0.1,
+            "temperature": 1.5,
+            "softcap": 9.0,
+            "lse_square_scale": 0.01,
+            "reduction": "sum",
+            "chunk_rows": 4,
+        }
         heads = torch.nn.Linear(5, 7), torch.nn.Linear(6, 7, bias=False)
         module = LinearGatedCrossEntropyLoss(*heads, weight, **options)
         (x, _, _, noise_x, _, _, gate), target = problem()
@@ -37,7 +45,8 @@ class TestModule:
         assert all(p.grad is not None for p in module.parameters())
         assert len(list(module.parameters())) == 3
         assert "class_weight" in module.state_dict()
-        assert "chunk_rows=4" in repr(module)
+        for shown in ("chunk_rows=4", "temperature=1.5", "softcap=9.0", "lse_square_scale=0.01"):
+            assert shown in repr(module)
 
     @pytest.mark.parametrize(
         ("arguments", "options", "error", "message"),
@@ -55,6 +64,12 @@ class TestModule:
                 {"reduction": "avg"},
                 ValueError,
                 "reduction must be one of",
+            ),
+            (
+                (torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)),
+                {"softcap": 0.0},
+                ValueError,
+                "softcap must be positive and finite, or None, got 0.0",
             ),
         ],
     )
@@ -75,6 +90,9 @@ class TestModule:
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got float"),
         ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.5"),
         ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
+        ({"softcap": -1.0}, ValueError, "softcap must be positive and finite, or None, got -1.0"),
+        ({"lse_square_scale": "1"}, TypeError, "lse_square_scale must be a float, got str"),
         (
             {"noise_weight": torch.ones(7, 6, device="meta")},
             ValueError,
@@ -88,9 +106,24 @@ class TestModule:
         ),
         ({"target": torch.ones(12).int()}, TypeError, "target must hold class indices .*int32"),
         (
+            {"target": torch.ones(12)},
+            ValueError,
+            r"target must have shape \(12, 7\), got \(12,\)",
+        ),
+        (
+            {"target": torch.ones(12, 6)},
+            ValueError,
+            r"target must have shape \(12, 7\), got \(12, 6\)",
+        ),
+        (
+            {"target": torch.ones(12, 7, requires_grad=True)},
+            ValueError,
+            "target must not require grad, but does",
+        ),
+        (
             {"features": torch.ones(11, 5)},
             ValueError,
-            r"features must have shape \(12, D\) for target of shape \(12,\), got \(11, 5\)",
+            r"features must have shape \(12, D\) for rows of shape \(12,\), got \(11, 5\)",
         ),
         (
             {"weight": torch.ones(7, 4)},

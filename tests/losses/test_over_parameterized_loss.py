@@ -173,6 +173,22 @@ class TestModule:
         with pytest.raises(ValueError, match="weight is not offered"):
             OverParameterizedLoss(50, 12, weight=torch.ones(12))
 
+    def test_errors_of_the_module(self) -> None:
+        criterion = OverParameterizedLoss(50, 12)
+        logits, target, _, _ = batch()
+        for change, error, message in (
+            # An index of one element would broadcast: all rows the same example.
+            ({"index": torch.tensor([3])}, ValueError, r"index must have shape \(9,\), got \(1,\)"),
+            ({"index": torch.tensor(3)}, ValueError, r"index must have shape \(9,\), got \(\)"),
+            ({"index": torch.arange(9).int()}, TypeError, "index must be int64, got int32"),
+            ({"index": torch.arange(9, device="meta")}, ValueError, "index must be on cpu"),
+            ({"target": [0] * 9}, TypeError, "target must be a torch.Tensor, got list"),
+            ({"logits": None}, TypeError, "logits must be a torch.Tensor, got NoneType"),
+        ):
+            given = {"logits": logits, "target": target, "index": torch.arange(9), **change}
+            with pytest.raises(error, match=r"^OverParameterizedLoss: " + message):
+                criterion(**given)
+
     def test_compile_in_one_graph(self) -> None:
         torch.manual_seed(3)
         criterion = OverParameterizedLoss(50, 12)

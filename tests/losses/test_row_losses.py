@@ -64,7 +64,10 @@ def test_one_thread_and_many_give_the_same_bits(case: OperatorCase, threads: Any
             return value
         shape = (rows, classes) if value.dim() == 2 else (rows,)
         if value.is_floating_point():
-            return torch.randn(shape, generator=generator)
+            numbers = torch.randn(shape, generator=generator)
+            # Temperatures stay positive.
+            positive = value.dim() == 1 and bool((value > 0).all())
+            return numbers.abs() + 0.5 if positive else numbers
         return torch.randint(classes, shape, generator=generator)
 
     args = [grown(value) for value in base.args]
@@ -148,6 +151,10 @@ class TestInplaceGradients:
         rest, options = sample.args[1:], {**sample.kwargs, "inplace_gradients": True}
         with pytest.raises(ValueError, match="must not be a leaf that requires grad"):
             case.function(leaf, *rest, **options)
+        for view in (leaf.view_as(leaf), leaf[None][0]):
+            with pytest.raises(ValueError, match="or a view of one"):
+                case.function(view, *rest, **options)
+        assert torch.equal(leaf, sample.args[0])
         logits = leaf * 1.0
         still_needed = logits.square().sum()
         loss = case.function(logits, *rest, **options)
@@ -156,6 +163,54 @@ class TestInplaceGradients:
         torch.autograd.grad(loss, leaf, retain_graph=True)
         with pytest.raises(RuntimeError, match="one backward pass only"):
             torch.autograd.grad(loss, leaf)
+
+    @every_loss
+    def test_a_leaf_of_three_dimensions_keeps_its_values(self, case: OperatorCase) -> None:
+        """It reaches the operators as a view of itself."""
+        sample = small(case)[0]
+        leaf = sample.args[0][None].clone().requires_grad_()
+        shape = sample.args[0].shape
+
+        def deeper(value: Any) -> Any:
+            # States of examples and class weights have no batch dimension.
+            rows = isinstance(value, torch.Tensor) and value.shape[:1] == shape[:1]
+            return value[None] if rows else value
+
+        rest = [deeper(value) for value in sample.args[1:]]
+        options = {k: v if k == "weight" else deeper(v) for k, v in sample.kwargs.items()}
+        with pytest.raises(ValueError, match="or a view of one"):
+            case.function(leaf, *rest, **options, inplace_gradients=True)
+        assert torch.equal(leaf[0], sample.args[0])
+
+    @pytest.mark.parametrize("form", ["same", "view", "constant", "overlapping"])
+    def test_logits_that_share_memory_are_not_overwritten(self, form: str) -> None:
+        def loss(inplace: bool) -> torch.Tensor:
+            memory = leaf * 1.0
+            logits = memory[:6]
+            other = {
+                "same": logits,
+                "view": logits.view(6, 5),
+                "constant": logits.detach(),
+                "overlapping": memory[2:],
+            }[form]
+            gate, target = torch.full((6,), 0.3), torch.arange(6) % 5
+            return robustcore.losses.mixture_cross_entropy(
+                logits, other, gate, target, 2.0, 0.5, inplace_gradients=inplace
+            )
+
+        leaf = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        gradients = [torch.autograd.grad(loss(inplace), leaf)[0] for inplace in (True, False)]
+        assert torch.equal(*gradients)
+
+    def test_parts_of_one_tensor_are_overwritten(self) -> None:
+        leaf = torch.randn(8, 8, requires_grad=True)
+        both = leaf * 1.0
+        logits, other = both.chunk(2)
+        robustcore.losses.mixture_cross_entropy(
+            logits, other, torch.zeros(4), torch.arange(4), inplace_gradients=True
+        )
+        assert not torch.equal(both[:4], leaf[:4])
+        assert not torch.equal(both[4:], leaf[4:])
 
 
 class TestTransforms:

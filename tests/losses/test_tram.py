@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,6 +221,10 @@ class TestTRAM:
             TRAM(1, nn.Linear(1, 1), nn.Linear(1, 1))
         with pytest.raises(TypeError, match=r"^TRAM: loss must be a callable"):
             model(loss=3)
+        with pytest.raises(TypeError, match=r"^TRAM: weight must be a float, got bool"):
+            model(weight=True)
+        with pytest.raises(ValueError, match=r"^TRAM: weight must be finite, got nan"):
+            model(weight=math.nan)
         with pytest.raises(ValueError, match=r"^TRAM: random_features must not be negative"):
             TRAM(nn.Identity(), nn.Identity(), nn.Identity(), random_features=-1)
 

@@ -2,7 +2,8 @@
 
 from . import noise_detection as noise_detection
 from .afm import AFM
-from .aldr_kl_loss import ALDRKLLoss, aldr_kl_loss, aldr_kl_temperature
+from .aldr_kl_indexed_loss import ALDRKLLoss, aldr_kl_indexed_loss
+from .aldr_kl_loss import aldr_kl_loss, aldr_kl_temperature
 from .comp_sum_loss import CompSumLoss, comp_sum_loss
 from .crossmax import CrossMax, crossmax
 from .early_learning_loss import EarlyLearningLoss, early_learning_loss
@@ -66,6 +67,7 @@ __all__ = [
     "SphericalZLoss",
     "SymmetricCrossEntropyLoss",
     "TaylorCrossEntropyLoss",
+    "aldr_kl_indexed_loss",
     "aldr_kl_loss",
     "aldr_kl_temperature",
     "comp_sum_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ from .._checks import (
     autocast_enabled,
     check_choice,
     check_device,
+    check_dtype_of,
     check_floating,
     check_int64,
     check_shape,
     check_tensor,
+    dtype_name,
 )
 
 __all__ = [
@@ -23,7 +26,11 @@ __all__ = [
     "REDUCTION_NAMES",
     "RowLossArguments",
     "check_class_options",
+    "check_class_weight",
+    "check_dim",
     "check_real",
+    "check_row_vector",
+    "check_soft_target",
     "check_switch",
     "row_loss_arguments",
 ]
@@ -112,10 +119,7 @@ def row_loss_arguments(
         check_floating(op, second_name, other)
         if other.dtype is not dtype:
             if not autocast:
-                raise TypeError(
-                    f"{op}: {second_name} must have the dtype of {name} ({_plain(dtype)}), got "
-                    f"{_plain(other.dtype)}"
-                )
+                check_dtype_of(op, second_name, other, name, dtype)
             dtype = torch.promote_types(dtype, other.dtype)
             first, other = first.to(dtype), other.to(dtype)
     for row_name, row_value in row_values:
@@ -123,14 +127,10 @@ def row_loss_arguments(
             check_floating(op, row_name, row_value)
     soft = target is not None and target.dtype is not torch.int64
     if target is not None and soft:
-        _check_soft_target(op, target, soft_labels)
+        check_soft_target(op, target, soft_labels)
 
     dimensions = first.dim()
-    if not -dimensions <= dim < dimensions:
-        raise ValueError(
-            f"{op}: dim must be in [{-dimensions}, {dimensions}) for {name} of shape "
-            f"{tuple(first.shape)}, got {dim}"
-        )
+    check_dim(op, dim, name, first)
     if other is not None and other.shape != first.shape:
         check_shape(op, second[0], other, first.shape)  # type: ignore[index]
     if target is not None and soft and target.shape != first.shape:
@@ -161,12 +161,10 @@ def row_loss_arguments(
         row_value = row_value if row_value.dtype is compute else row_value.to(compute)
         vectors[k] = row_value if dimensions == 2 else row_value.reshape(-1)
     if weight is not None:
-        weight = _class_weight(op, weight, device, classes, compute)
+        check_class_weight(op, "weight", weight, device, classes)
+        weight = weight.to(compute)
     if sample_weight is not None:
-        check_tensor(op, "sample_weight", sample_weight)
-        check_device(op, "sample_weight", sample_weight, device)
-        check_floating(op, "sample_weight", sample_weight)
-        check_shape(op, "sample_weight", sample_weight, shape)
+        check_row_vector(op, "sample_weight", sample_weight, device, shape)
         sample_weight = sample_weight.to(compute)
     if target is not None and soft:
         target = target.to(compute)
@@ -234,19 +232,36 @@ def check_switch(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
 
 
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def check_dim(op: str, dim: int, name: str, tensor: Tensor) -> None:
+    """``dim`` must be one of the dimensions of the argument ``name``."""
+    dimensions = tensor.dim()
+    if not -dimensions <= dim < dimensions:
+        raise ValueError(
+            f"{op}: dim must be in [{-dimensions}, {dimensions}) for {name} of shape "
+            f"{tuple(tensor.shape)}, got {dim}"
+        )
 
 
-def _check_soft_target(op: str, target: Tensor, allowed: bool) -> None:
+def check_row_vector(
+    op: str, name: str, tensor: Tensor, device: torch.device, shape: Sequence[int]
+) -> None:
+    """A floating number per row (or class)."""
+    check_tensor(op, name, tensor)
+    check_device(op, name, tensor, device)
+    check_floating(op, name, tensor)
+    check_shape(op, name, tensor, shape)
+
+
+def check_soft_target(op: str, target: Tensor, allowed: bool = True) -> None:
+    """What a ``target`` that is not int64 must be: class probabilities, where they are allowed."""
     if not allowed:
         raise TypeError(
-            f"{op}: target must hold class indices of dtype int64, got {_plain(target.dtype)}"
+            f"{op}: target must hold class indices of dtype int64, got {dtype_name(target.dtype)}"
         )
     if not target.is_floating_point():
         raise TypeError(
             f"{op}: target must hold class indices (int64) or class probabilities (a floating "
-            f"dtype), got {_plain(target.dtype)}"
+            f"dtype), got {dtype_name(target.dtype)}"
         )
     check_floating(op, "target", target)
     if target.requires_grad:
@@ -259,16 +274,17 @@ def _with_one_class(shape: torch.Size, dim: int, dimensions: int) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _class_weight(
-    op: str, weight: Tensor, device: torch.device, classes: int, compute: torch.dtype
-) -> Tensor:
-    check_tensor(op, "weight", weight)
-    check_device(op, "weight", weight, device)
-    check_floating(op, "weight", weight)
-    check_shape(op, "weight", weight, (classes,))
+def check_class_weight(
+    op: str, name: str, weight: Tensor, device: torch.device | None = None, classes: int = 0
+) -> None:
+    """Class weights are constants; a module does not know yet for which device and classes."""
+    if device is None:
+        check_tensor(op, name, weight)
+        check_floating(op, name, weight)
+    else:
+        check_row_vector(op, name, weight, device, (classes,))
     if weight.requires_grad:
         raise ValueError(
-            f"{op}: weight must not require grad (class weights are constants; use "
+            f"{op}: {name} must not require grad (class weights are constants; use "
             "sample_weight for weights with a gradient), got a tensor that does"
         )
-    return weight.to(compute)

@@ -19,11 +19,20 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import accumulate_dtype
 
-__all__ = ["Head", "HeadGradients", "logit_chunks", "rows_per_chunk", "take"]
+__all__ = [
+    "Head",
+    "HeadGradients",
+    "gradients_at_once",
+    "logit_chunks",
+    "logits_at_once",
+    "rows_per_chunk",
+    "take",
+]
 
 # What a chunk's logits may take, unless half the weights are more. Gradients overwrite them.
 _LEAST_BUDGET = 48 << 20
@@ -60,8 +69,10 @@ def rows_per_chunk(heads: Sequence[Head], chunk_rows: int = 0) -> int:
     """
     rows = heads[0].features.shape[0]
     if not chunk_rows:
+        row_bytes = sum([head.classes * head.weight.element_size() for head in heads])
+        if rows * row_bytes <= _LEAST_BUDGET:
+            return max(1, rows)
         budget = max(_LEAST_BUDGET, sum(head.weight.nbytes for head in heads) // 2)
-        row_bytes = sum(head.classes * head.weight.element_size() for head in heads)
         chunk_rows = max(1, budget // row_bytes)
         if chunk_rows > _ROW_MULTIPLE:
             chunk_rows -= chunk_rows % _ROW_MULTIPLE
@@ -82,6 +93,15 @@ def logit_chunks(heads: Sequence[Head], chunk_rows: int) -> Iterator[tuple[slice
         for head, out in zip(heads, logits):
             _project(take(head.features, rows), head.weight, head.bias, out)
         yield rows, logits
+
+
+def logits_at_once(head: Head) -> Tensor:
+    """The logits of all rows."""
+    if not _in_blocks(head.weight):
+        return F.linear(*head)
+    out = head.weight.new_empty(head.features.shape[0], head.classes)
+    _project(*head, out)
+    return out
 
 
 class HeadGradients:
@@ -122,8 +142,7 @@ class HeadGradients:
         if self._weight is not None:
             chunk = take(features, rows)
             if self._absent is not None:
-                # 0 * NaN: what a row that does not count holds must not reach the weights.
-                chunk = chunk.masked_fill(take(self._absent, rows).unsqueeze(1), 0)
+                chunk = _without(chunk, take(self._absent, rows))
             _add_product(self._weight, grad_logits, chunk, beta=0 if first else 1)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -136,9 +155,35 @@ class HeadGradients:
         )
 
 
+def gradients_at_once(
+    head: Head, needs: Sequence[bool], absent: Tensor | None, grad_logits: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What :class:`HeadGradients` gives for a single chunk; small batches feel the difference."""
+    features, weight, bias = head
+    if weight.element_size() < 4:
+        sums = HeadGradients(head, needs, absent)
+        if sums.wanted:
+            sums.add(slice(0, features.shape[0]), grad_logits)
+        return sums.finish()
+    of_features = of_weight = of_bias = None
+    if needs[0]:
+        of_features = torch.mm(grad_logits, weight)
+    if needs[1]:
+        present = features if absent is None else _without(features, absent)
+        of_weight = torch.mm(grad_logits.t(), present)
+    if needs[2] and bias is not None:
+        of_bias = grad_logits.sum(0)
+    return of_features, of_weight, of_bias
+
+
 def take(tensor: Tensor, rows: slice) -> Tensor:
     """``tensor[rows]``, without the view where that is everything: small batches feel it."""
     return tensor if rows.stop - rows.start == tensor.shape[0] else tensor[rows]
+
+
+def _without(features: Tensor, absent: Tensor) -> Tensor:
+    """0 * NaN: what a row that does not count holds must not reach the weights."""
+    return features.masked_fill(absent.unsqueeze(1), 0)
 
 
 def _class_blocks(weight: Tensor) -> Iterator[slice]:
@@ -148,8 +193,12 @@ def _class_blocks(weight: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + block, classes))
 
 
+def _in_blocks(weight: Tensor) -> bool:
+    return weight.is_cpu and weight.element_size() >= 4 and weight.nbytes > _BLOCK_BYTES
+
+
 def _project(features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if not weight.is_cpu or weight.element_size() < 4 or weight.nbytes <= _BLOCK_BYTES:
+    if not _in_blocks(weight):
         _linear(features, weight, bias, out)
         return
     for block in _class_blocks(weight):

@@ -16,18 +16,27 @@ from .._checks import accumulate_dtype, autocast_enabled
 from .._library import Operator, below_autograd, direct_apply, is_batch_of_cotangents
 from .._scale import scale_
 from ._arguments import REDUCTIONS
-from ._linear_chunks import Head, HeadGradients, logit_chunks, rows_per_chunk, take
+from ._linear_chunks import (
+    Head,
+    HeadGradients,
+    gradients_at_once,
+    logit_chunks,
+    logits_at_once,
+    rows_per_chunk,
+    take,
+)
 from ._sums import sum_in_order
 
 __all__ = [
     "DIFFERENTIABLE",
     "forward_operator",
+    "forward_without_a_graph",
     "gradient_in_forward",
     "with_gradients_operator",
 ]
 
 _NONE, _MEAN, _SUM = (REDUCTIONS[name] for name in ("none", "mean", "sum"))
-_TENSORS, _ARGUMENTS = 10, 14
+_TENSORS, _ARGUMENTS = 10, 17
 # Where the inputs with a gradient stand: the first seven, and the sample weights.
 DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 9)
 
@@ -50,12 +59,31 @@ class _Problem(NamedTuple):
     sample_weight: Tensor | None
     ignore_index: int
     label_smoothing: float
+    temperature: float
+    softcap: float
+    lse_square: float
     reduction: int
     chunk_rows: int
 
     @property
     def heads(self) -> tuple[Head, Head]:
         return Head(*self[:3]), Head(*self[3:6])
+
+    @property
+    def rows(self) -> int:
+        return self.gate.shape[0]
+
+    def ignored(self) -> Tensor | None:
+        """The rows that take no part; None where the host can see that there are none."""
+        if self.target.is_floating_point():
+            return None
+        ignored = self.target == self.ignore_index
+        return None if ignored.is_cpu and not ignored.any() else ignored
+
+    def labels(self, rows: slice) -> Tensor:
+        """The targets of a chunk, probabilities in the dtype of computation."""
+        target = take(self.target, rows)
+        return target.to(self.gate.dtype) if target.is_floating_point() else target
 
 
 def _loss_and_gradients(
@@ -85,21 +113,20 @@ def _loss(
 def _raw_arguments(
     logits: Sequence[Tensor], p: _Problem, rows: slice, sample_weight: Tensor | None, reduction: int
 ) -> tuple[Any, ...]:
-    no_temperature, no_softcap, no_lse_square = 1.0, 0.0, 0.0
     return (
         *logits,
         take(p.gate, rows),
         None,
         None,
-        take(p.target, rows),
+        p.labels(rows),
         p.class_weight,
         sample_weight,
         (),
         p.ignore_index,
         p.label_smoothing,
-        no_temperature,
-        no_softcap,
-        no_lse_square,
+        p.temperature,
+        p.softcap,
+        p.lse_square,
         reduction,
     )
 
@@ -107,23 +134,26 @@ def _raw_arguments(
 class _Reduction:
     """From losses of rows to the result, and from its gradient to the rows' factors."""
 
-    def __init__(self, p: _Problem, ignored: Tensor) -> None:
+    def __init__(self, p: _Problem, ignored: Tensor | None) -> None:
         self.problem, self.ignored = p, ignored
         self.denominator: Tensor | None = None
         if p.reduction != _MEAN:
             return
-        if p.class_weight is None:
-            total = ignored.logical_not().sum()
+        if p.target.is_floating_point() or (ignored is None and p.class_weight is None):
+            total = torch.full((), p.rows, device=p.gate.device)
+        elif p.class_weight is None:
+            assert ignored is not None
+            total = p.rows - ignored.sum()
         else:
             # Targets out of range are reported by the chunks.
             labels = p.target.clamp(0, p.class_weight.shape[0] - 1)
-            total = sum_in_order(p.class_weight[labels].masked_fill(ignored, 0))
+            total = sum_in_order(self.without_ignored(p.class_weight[labels]))
         self.denominator = total.to(p.gate.dtype)
 
     def result(self, losses: Tensor) -> Tensor:
         p = self.problem
         if p.sample_weight is not None:
-            losses = (losses * p.sample_weight).masked_fill(self.ignored, 0)
+            losses = self.without_ignored(losses * p.sample_weight)
         if p.reduction == _NONE:
             return losses
         total = sum_in_order(losses)
@@ -134,20 +164,24 @@ class _Reduction:
         factor = self.problem.gate.new_ones(()) if grad_result is None else grad_result
         if self.denominator is not None:
             factor = factor / self.denominator
-        return factor.expand(self.problem.target.shape).contiguous()
+        return factor.expand(self.problem.rows).contiguous()
+
+    def without_ignored(self, values: Tensor) -> Tensor:
+        return values if self.ignored is None else values.masked_fill(self.ignored, 0)
 
 
 def _forward(*arguments: Any) -> Tensor:
     p = _Problem(*arguments)
-    chunk_rows = rows_per_chunk(p.heads, p.chunk_rows)
-    if chunk_rows >= p.target.shape[0] > 0:
+    heads = p.heads
+    chunk_rows = rows_per_chunk(heads, p.chunk_rows)
+    if chunk_rows >= p.rows > 0:
         # One chunk is everything, so the raw operator can reduce.
-        ((rows, logits),) = logit_chunks(p.heads, chunk_rows)
-        return _loss(logits, p, rows, p.sample_weight, p.reduction)
+        all_logits = [logits_at_once(head) for head in heads]
+        return _loss(all_logits, p, slice(0, p.rows), p.sample_weight, p.reduction)
     losses = p.gate.new_empty(p.gate.shape)
-    for rows, logits in logit_chunks(p.heads, chunk_rows):
+    for rows, logits in logit_chunks(heads, chunk_rows):
         losses[rows] = _loss(logits, p, rows, None, _NONE)
-    return _Reduction(p, p.target == p.ignore_index).result(losses)
+    return _Reduction(p, p.ignored()).result(losses)
 
 
 def _gradients(
@@ -158,27 +192,14 @@ def _gradients(
     ``grad_result`` is the gradient of the result, 1 where None.
     """
     heads = p.heads
-    ignored = p.target == p.ignore_index
-    # None where the host can see that no row is ignored.
-    absent = None if ignored.is_cpu and not ignored.any() else ignored
+    absent = p.ignored()
+    chunk_rows = rows_per_chunk(heads, p.chunk_rows)
+    if grad_result is None and p.reduction != _NONE and chunk_rows >= p.rows > 0:
+        return _gradients_at_once(p, heads, absent, needs)
+
     sums = [HeadGradients(head, needs[3 * i : 3 * i + 3], absent) for i, head in enumerate(heads)]
     wanted = (sums[0].wanted, sums[1].wanted)
-    chunk_rows = rows_per_chunk(heads, p.chunk_rows)
-
-    def add(rows: slice, of_logits: Sequence[Tensor]) -> None:
-        for each, gradient in zip(sums, of_logits):
-            if each.wanted:
-                each.add(rows, gradient)
-
-    if grad_result is None and p.reduction != _NONE and chunk_rows >= p.target.shape[0] > 0:
-        ((rows, logits),) = logit_chunks(heads, chunk_rows)
-        loss, gate, of_weights = _loss_and_gradients(
-            logits, p, rows, p.sample_weight, p.reduction, wanted
-        )
-        add(rows, logits)
-        return loss, (*sums[0].finish(), *sums[1].finish(), gate, of_weights)
-
-    reduction = _Reduction(p, ignored)
+    reduction = _Reduction(p, absent)
     per_loss = reduction.per_loss(grad_result)
     scale = per_loss if p.sample_weight is None else per_loss * p.sample_weight
     losses, gate = torch.empty_like(scale), torch.empty_like(scale)
@@ -187,9 +208,27 @@ def _gradients(
         _, gate[rows], losses[rows] = _loss_and_gradients(
             logits, p, rows, scale[rows], _SUM, wanted
         )
-        add(rows, logits)
-    of_weights = (losses * per_loss).masked_fill(ignored, 0)
+        for each, gradient in zip(sums, logits):
+            if each.wanted:
+                each.add(rows, gradient)
+    of_weights = reduction.without_ignored(losses * per_loss)
     return reduction.result(losses), (*sums[0].finish(), *sums[1].finish(), gate, of_weights)
+
+
+def _gradients_at_once(
+    p: _Problem, heads: Sequence[Head], absent: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The same where one chunk is everything: the raw operator reduces, nothing is summed up."""
+    logits = logits_at_once(heads[0]), logits_at_once(heads[1])
+    first, second = needs[:3], needs[3:6]
+    loss, gate, of_weights = _loss_and_gradients(
+        logits, p, slice(0, p.rows), p.sample_weight, p.reduction, (True in first, True in second)
+    )
+    gradients = (
+        *gradients_at_once(heads[0], first, absent, logits[0]),
+        *gradients_at_once(heads[1], second, absent, logits[1]),
+    )
+    return loss, (*gradients, gate, of_weights)
 
 
 def _checked(function: Any, p: _Problem, *arguments: Any) -> Any:
@@ -250,7 +289,7 @@ for _key in ("CPU", "CUDA"):
 
 def _fake_forward(*arguments: Any) -> Tensor:
     p = _Problem(*arguments)
-    shape = p.target.shape if p.reduction == _NONE else ()
+    shape = p.gate.shape if p.reduction == _NONE else ()
     return p.features.new_empty(shape, dtype=accumulate_dtype(p.features.dtype))
 
 
@@ -273,12 +312,13 @@ def _fake_backward(grad_loss: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _needs(ctx: Any) -> list[bool]:
-    if ctx.needs_input_grad[8]:
+    needs = ctx.needs_input_grad  # a new tuple at every look
+    if needs[8]:
         raise RuntimeError(
             "linear_gated_cross_entropy: class_weight has no derivative; use sample_weight for "
             "weights with one"
         )
-    return [ctx.needs_input_grad[i] for i in DIFFERENTIABLE]
+    return [needs[i] for i in DIFFERENTIABLE]
 
 
 def _by_argument(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -383,3 +423,9 @@ class _GradientInForward(torch.autograd.Function):
 
 
 gradient_in_forward = direct_apply(_GradientInForward)
+
+
+def forward_without_a_graph(*arguments: Any) -> Tensor:
+    """The forward operator in eager mode, without a way through the dispatcher and back."""
+    with below_autograd():
+        return _forward_kernel(*arguments)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .._checks import check_int64, check_tensor
-from ._arguments import check_class_options, check_switch
+from .._checks import check_int64
+from ._arguments import check_class_options, check_class_weight, check_switch
 
 __all__ = ["RowLossModule"]
 
@@ -52,9 +52,7 @@ class RowLossModule(nn.Module):
         check_int64(name, "dim", dim)
         check_switch(name, "inplace_gradients", inplace_gradients)
         if weight is not None:
-            check_tensor(name, "weight", weight)
-            if weight.requires_grad:
-                raise ValueError(f"{name}: weight must not require grad, but does")
+            check_class_weight(name, "weight", weight)
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing

@@ -344,17 +344,34 @@ def _gradient_in_forward(loss: RowLoss) -> Any:
 
 def _may_overwrite(args: tuple[Any, ...]) -> bool:
     """Whether gradients can take the place of the matrices: layout, alignment, nobody's leaf."""
-    for matrix in args[:2]:
+    for place, matrix in enumerate(args[:2]):
         if matrix is None or not matrix.requires_grad:
             continue
-        if matrix.is_leaf:
+        # Logits of other than two dimensions come here as a view.
+        base = matrix if matrix._base is None else matrix._base
+        if base.is_leaf and base.requires_grad:
             raise ValueError(
-                "inplace_gradients: the logits must not be a leaf that requires grad (its values "
-                "would be lost), got one"
+                "inplace_gradients: the logits must not be a leaf that requires grad, or a view of "
+                "one (its values would be lost), got one"
             )
         if not matrix.is_contiguous() or matrix.data_ptr() % 16:
             return False
+        others = (other for k, other in enumerate(args[:_TENSORS]) if k != place)
+        if any(other is not None and _share_memory(matrix, other) for other in others):
+            return False
     return True
+
+
+def _share_memory(matrix: Tensor, other: Tensor) -> bool:
+    """Whether writing the contiguous ``matrix`` may change ``other``."""
+    if matrix.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        return False
+    if other.numel() == 0:
+        return False
+    last = sum((size - 1) * stride for size, stride in zip(other.shape, other.stride()))
+    end_of_matrix = matrix.data_ptr() + matrix.numel() * matrix.element_size()
+    end_of_other = other.data_ptr() + (last + 1) * other.element_size()
+    return matrix.data_ptr() < end_of_other and other.data_ptr() < end_of_matrix
 
 
 def _overwrite(loss: RowLoss, args: tuple[Any, ...], needs: Any) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from ._arguments import check_real
 
-__all__ = ["Scale", "check_scale", "scale_argument"]
+__all__ = ["Scale", "check_scale", "one_per_row", "scale_argument"]
 
 Scale = float | Tensor
 
@@ -32,11 +32,21 @@ def scale_argument(
     check_scale(op, name, scale)
     if not isinstance(scale, Tensor):
         return None, float(scale)
-    if scale.dim() == 0 and isinstance(logits, Tensor) and -logits.dim() <= dim < logits.dim():
-        sizes = list(logits.shape)
-        del sizes[dim]
-        if scale.is_floating_point():
-            # The rows' gradients are to be summed in the wide type.
-            scale = scale.to(accumulate_dtype(scale.dtype))
-        scale = scale.expand(torch.Size(sizes))
-    return scale, 1.0
+    if scale.dim() == 0 and scale.is_floating_point():
+        # The rows' gradients are to be summed in the wide type.
+        scale = scale.to(accumulate_dtype(scale.dtype))
+    return one_per_row(scale, logits, dim), 1.0
+
+
+def one_per_row(value: Tensor, logits: Tensor, dim: int) -> Tensor:
+    """A tensor of one number as one of a number per row of ``logits``, others as they are.
+
+    Where ``logits`` and ``dim`` are not valid, nothing is done: checking them comes later.
+    """
+    if value.dim() > 0 or not isinstance(logits, Tensor) or not isinstance(dim, int):
+        return value
+    if not -logits.dim() <= dim < logits.dim():
+        return value
+    sizes = list(logits.shape)
+    del sizes[dim]
+    return value.expand(torch.Size(sizes))

@@ -46,34 +46,48 @@ class IndexedState:
 
 
 def checked_state(
-    op: str, state: Tensor, index: Tensor, first_example: int, arguments: RowLossArguments
+    op: str,
+    state: Tensor,
+    index: Tensor,
+    first_example: int,
+    arguments: RowLossArguments,
+    *,
+    name: str = "state",
+    scalar: bool = False,
 ) -> IndexedState:
-    """Checks state and index against the other arguments of the public function ``op``."""
+    """Checks state and index against the other arguments of the public function ``op``.
+
+    Args:
+        name: Of the state, in errors.
+        scalar: One number per example, shape ``(examples,)``, rather than one per class.
+    """
     logits = arguments.raw[_LOGITS]
     check_tensor(op, "index", index)
-    check_tensor(op, "state", state)
+    check_tensor(op, name, state)
     check_int64(op, "start", first_example)
     check_device(op, "index", index, logits.device)
-    check_device(op, "state", state, logits.device)
+    check_device(op, name, state, logits.device)
     if index.dtype is not torch.int64:
         raise TypeError(f"{op}: index must be int64, got {str(index.dtype)[6:]}")
     compute = accumulate_dtype(logits.dtype)
     if state.dtype is not compute:
         raise TypeError(
-            f"{op}: state must be {str(compute)[6:]} for logits of {str(logits.dtype)[6:]}, got "
+            f"{op}: {name} must be {str(compute)[6:]} for logits of {str(logits.dtype)[6:]}, got "
             f"{str(state.dtype)[6:]}"
         )
     check_shape(op, "index", index, arguments.shape)
-    if state.dim() != 2 or state.shape[1] != logits.shape[1]:
-        raise ValueError(
-            f"{op}: state must have shape (examples, {logits.shape[1]}), got {tuple(state.shape)}"
-        )
+    per_example = () if scalar else (logits.shape[1],)
+    if state.dim() != 1 + len(per_example) or state.shape[1:] != per_example:
+        wanted = "(examples,)" if scalar else f"(examples, {logits.shape[1]})"
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(state.shape)}")
     if not state.is_contiguous():
-        raise ValueError(f"{op}: state must be contiguous, got strides {state.stride()}")
+        raise ValueError(f"{op}: {name} must be contiguous, got strides {state.stride()}")
     if state.requires_grad:
-        raise ValueError(f"{op}: state must not require grad, but does")
+        raise ValueError(f"{op}: {name} must not require grad, but does")
     if first_example < 0:
         raise ValueError(f"{op}: start must not be negative, got {first_example}")
+    # A view shares the version counter.
+    state = state.unsqueeze(1) if scalar else state
     return IndexedState(state, index.reshape(-1), first_example)
 
 
@@ -83,7 +97,7 @@ class StateRowLoss(RowLoss):
     Args:
         name: As in the schema.
         reference: From the arguments of the operators of a row loss and the rows of the state that
-            the loss is to use [N, C]: the loss, differentiable to any order.
+            the loss is to use [N, width]: the loss, differentiable to any order.
         reference_with_state: From those arguments, an :class:`IndexedState` and whether to update
             it: the loss.
     """

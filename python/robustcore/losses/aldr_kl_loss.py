@@ -1,4 +1,4 @@
-"""Adaptive label-distributionally robust loss, ALDR-KL: loss, temperatures, and the state."""
+"""Adaptive label-distributionally robust loss, ALDR-KL: the loss and the step of temperatures."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_shape, check_tensor
+from .._checks import check_tensor
 from .._library import Operator
 from .._reference import wants_reference
 from ._arguments import check_real, row_loss_arguments
-from ._indexed import assign_last, example_range, in_recomputation
-from ._module import RowLossModule
 from ._row_loss import RowLoss, fake_forward, reference_options
 from .ldr_kl_loss import check_margin, scale_of_rows
 
-__all__ = ["ALDRKLLoss", "aldr_kl_loss", "aldr_kl_temperature"]
+__all__ = ["ABSENT", "aldr_kl_loss", "aldr_kl_temperature", "check_aldr", "reference_of"]
 
 
-_ABSENT = ("temperature", "softcap", "lse_square_scale")
+# Options of row losses that these do not have.
+ABSENT = ("temperature", "softcap", "lse_square_scale")
 
 
-def _reference(*raw: Any) -> Tensor:
+def reference_of(*raw: Any) -> Tensor:
+    """The reference, from the arguments of the operator."""
     from ..reference.losses import aldr_kl_loss as reference
 
     lam, margin, alpha, lambda0 = raw[8]
@@ -33,15 +33,15 @@ def _reference(*raw: Any) -> Tensor:
         margin=margin,
         alpha=alpha,
         lambda0=lambda0,
-        **reference_options(raw, _ABSENT),
+        **reference_options(raw, ABSENT),
     )
 
 
-_loss = RowLoss("aldr_kl_loss", _reference)
+_loss = RowLoss("aldr_kl_loss", reference_of)
 _temperature = Operator("aldr_kl_temperature", fake=fake_forward)
 
 
-def _check(op: str, alpha: float, lambda0: float) -> None:
+def check_aldr(op: str, alpha: float, lambda0: float) -> None:
     check_real(op, "alpha", alpha)
     if not 1.0 < alpha < float("inf"):
         raise ValueError(f"{op}: alpha must be above 1 and finite, got {alpha}")
@@ -73,8 +73,9 @@ def aldr_kl_loss(
         \tilde z = \frac{C z}{\lVert z \rVert_1}
 
     As :func:`ldr_kl_loss` with other scores, and with a :math:`\lambda` per example that
-    :func:`aldr_kl_temperature` adapts to how sure the model is. :class:`ALDRKLLoss` keeps these
-    temperatures; here they are an argument. With :math:`r` the softmax of the exponents,
+    :func:`aldr_kl_temperature` adapts to how sure the model is; here it is an argument.
+    :class:`ALDRKLLoss` keeps these temperatures, and :func:`aldr_kl_indexed_loss` does both in one
+    operator. With :math:`r` the softmax of the exponents,
     :math:`n = \lVert z \rVert_1 / C` and :math:`d = r - e`:
     :math:`\partial z = (d - \langle d, \tilde z \rangle\,\mathrm{sign}(z) / C) / n`.
 
@@ -143,7 +144,7 @@ def aldr_kl_loss(
         [-1.853, 0.075]
     """
     check_margin("aldr_kl_loss", margin)
-    _check("aldr_kl_loss", alpha, lambda0)
+    check_aldr("aldr_kl_loss", alpha, lambda0)
     of_rows, of_all = scale_of_rows("aldr_kl_loss", "lam", lam)
     return _loss(
         row_loss_arguments(
@@ -211,7 +212,7 @@ def aldr_kl_temperature(
     op = "aldr_kl_temperature"
     check_tensor(op, "logits", logits)
     check_tensor(op, "lam", lam)
-    _check(op, alpha, lambda0)
+    check_aldr(op, alpha, lambda0)
     if lam.dim() == 0 and logits.dim() != 1:
         raise ValueError(f"{op}: lam must have one number per row, got shape ()")
     logits, lam = logits.detach(), lam.detach()
@@ -237,126 +238,3 @@ def aldr_kl_temperature(
     else:
         result = _temperature(*raw)
     return result.reshape(arguments.shape)
-
-
-class ALDRKLLoss(RowLossModule):
-    r"""ALDR-KL with a temperature per training example, kept as the buffer ``lam``.
-
-    In training mode a call first updates the temperatures of its examples with
-    :func:`aldr_kl_temperature`, and then takes the loss with the updated ones; in evaluation mode
-    the temperatures stay as they are. Where an example is in the batch twice, its last row decides
-    the update, and both rows take that temperature. Rows with ``ignore_index`` write nothing.
-    Recomputation during a backward pass (activation checkpointing) updates nothing and finds the
-    temperatures of the first pass.
-
-    Args:
-        num_examples: Size of the training set.
-        alpha, lambda0, margin: As of :func:`aldr_kl_loss`. All temperatures begin at ``lambda0``.
-        start, stop: Keep temperatures only for the examples ``[start, stop)``, all by default: a
-            shard of the training set. Indices stay those of the whole set.
-        weight: Class weights, kept as a buffer.
-        options: As of :func:`aldr_kl_loss`.
-
-    The buffer is in ``state_dict``, follows the module between devices, and stays float32 when the
-    module is cast.
-
-    Example:
-        >>> import torch
-        >>> from robustcore.losses import ALDRKLLoss
-        >>> criterion = ALDRKLLoss(num_examples=50000)
-        >>> logits = torch.randn(8, 10, requires_grad=True)
-        >>> loss = criterion(logits, torch.arange(8), index=torch.arange(100, 108))
-        >>> loss.backward()
-        >>> bool((criterion.lam[100:108] < 10).all())
-        True
-    """
-
-    absent = _ABSENT
-    lam: Tensor
-
-    def __init__(
-        self,
-        num_examples: int,
-        alpha: float = 2.0,
-        lambda0: float = 10.0,
-        margin: float = 0.1,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        weight: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(weight, **options)
-        self.start, self.stop = example_range("ALDRKLLoss", num_examples, 1, start, stop)
-        self.num_examples = num_examples
-        _check("ALDRKLLoss", alpha, lambda0)
-        check_margin("ALDRKLLoss", margin)
-        self.alpha = alpha
-        self.lambda0 = lambda0
-        self.margin = margin
-        self.register_buffer("lam", torch.full((self.stop - self.start,), float(lambda0)))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ALDRKLLoss:
-        before = self.lam
-        super()._apply(fn, recurse)
-        if self.lam.dtype != torch.float32:
-            self.lam = before.to(self.lam.device)
-        return self
-
-    def forward(
-        self, logits: Tensor, target: Tensor, index: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
-        """
-        Args:
-            index: Which training example each row is, int64, shape ``(...)``.
-        """
-        place = self._places(index)
-        if self.training and not in_recomputation():
-            with torch.no_grad():
-                self._update(logits, target, place)
-        return aldr_kl_loss(
-            logits,
-            target,
-            self.lam[place],
-            margin=self.margin,
-            alpha=self.alpha,
-            lambda0=self.lambda0,
-            sample_weight=sample_weight,
-            **self.options(),
-        )
-
-    def _places(self, index: Tensor) -> Tensor:
-        check_tensor("ALDRKLLoss", "index", index)
-        check_device("ALDRKLLoss", "index", index, self.lam.device)
-        if index.dtype != torch.int64:
-            dtype = str(index.dtype).removeprefix("torch.")
-            raise TypeError(f"ALDRKLLoss: index must have dtype int64, got {dtype}")
-        place = index - self.start if self.start else index
-        # Elsewhere the lookup asserts on the device, without a synchronisation.
-        if index.is_cpu and not torch.compiler.is_compiling() and index.numel():
-            low, high = (bound.item() for bound in torch.aminmax(place))
-            if low < 0 or high >= self.lam.numel():
-                raise IndexError(
-                    f"ALDRKLLoss: index must be in [{self.start}, {self.stop}), got "
-                    f"{(low if low < 0 else high) + self.start}"
-                )
-        return place
-
-    def _update(self, logits: Tensor, target: Tensor, place: Tensor) -> None:
-        check_tensor("ALDRKLLoss", "logits", logits)
-        check_tensor("ALDRKLLoss", "target", target)
-        if logits.dim():
-            rows = logits.movedim(self.dim, -1).shape[:-1]
-            check_shape("ALDRKLLoss", "index", place, rows)
-        before = self.lam[place]
-        after = aldr_kl_temperature(
-            logits, before, alpha=self.alpha, lambda0=self.lambda0, dim=self.dim
-        )
-        ignored = None if target.is_floating_point() else target == self.ignore_index
-        assign_last(self.lam, place, after.to(self.lam.dtype), ignored)
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_examples={self.num_examples}, alpha={self.alpha}, lambda0={self.lambda0}, "
-            f"margin={self.margin}, start={self.start}, stop={self.stop}, {super().extra_repr()}"
-        )

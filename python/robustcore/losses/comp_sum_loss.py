@@ -10,6 +10,7 @@ from torch import Tensor
 from ._arguments import check_real, row_loss_arguments
 from ._module import RowLossModule
 from ._row_loss import RowLoss, reference_options
+from ._scales import one_per_row
 
 __all__ = ["CompSumLoss", "comp_sum_loss"]
 
@@ -112,24 +113,22 @@ def comp_sum_loss(
         >>> [round(comp_sum_loss(logits, target, tau).item(), 3) for tau in (0.0, 1.0, 1.7, 2.0)]
         [3.0, 1.386, 0.887, 0.75]
     """
-    per_row = isinstance(tau, Tensor) and tau.dim() > 0
+    of_rows: Tensor | None = None
     if isinstance(tau, Tensor):
         if tau.requires_grad:
             raise ValueError("comp_sum_loss: tau must not require grad, but does")
+        of_rows = one_per_row(tau, logits, dim)
     else:
         check_real("comp_sum_loss", "tau", tau)
         if not float("-inf") < tau < float("inf"):
             raise ValueError(f"comp_sum_loss: tau must be finite, got {tau}")
-    if isinstance(tau, Tensor) and not per_row:
-        shape = target.shape[: logits.dim() - 1] if isinstance(target, Tensor) else ()
-        tau, per_row = tau.expand(shape), True
     return _loss(
         row_loss_arguments(
             "comp_sum_loss",
             ("logits", logits),
             target,
-            row_values=(("tau", tau if per_row else None),),  # type: ignore[arg-type]
-            parameters=() if per_row else (float(tau),),
+            row_values=(("tau", of_rows),),
+            parameters=() if of_rows is not None else (float(tau),),
             weight=weight,
             sample_weight=sample_weight,
             ignore_index=ignore_index,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import check_int64
 from ._arguments import check_real, check_switch, row_loss_arguments
 from ._indexed import example_range
 from ._module import RowLossModule
@@ -261,6 +262,8 @@ class EarlyLearningLoss(RowLossModule):
 
     def shard(self, start: int, stop: int) -> EarlyLearningLoss:
         """A module with a copy of the state of the examples ``[start, stop)`` alone."""
+        for name, value in (("start", start), ("stop", stop)):
+            check_int64("EarlyLearningLoss.shard", name, value)
         if not self.start <= start <= stop <= self.stop:
             raise ValueError(
                 f"EarlyLearningLoss.shard: start and stop must be in [{self.start}, {self.stop}], "

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_tensor
-from ._arguments import check_real
+from .._checks import (
+    autocast_enabled,
+    check_choice,
+    check_device,
+    check_floating,
+    check_int64,
+    check_shape,
+    check_tensor,
+)
+from ._arguments import check_class_options, check_real
 from .comp_sum_loss import comp_sum_loss
 from .energy_weights import energy_weights
 from .pair_kl_divergence import pair_kl_divergence
@@ -72,7 +81,9 @@ def energy_weighted_loss(
     code nothing is clamped: it adds 1e-12 inside the logarithm, which takes away the gradient of
     small probabilities.
 
-    Cost: that of the three operators: the natural logits are read by two or three of them.
+    Cost: that of the three operators: the natural logits are read by two or three of them. 16-bit
+    logits are copied to float32 first, so that the gradients of both terms are added before they
+    are rounded: the gradient of a true class with probability 0.999 is right to 0.4 %.
 
     Source: energy-weighted adversarial training (WEAT), its published code.
 
@@ -93,10 +104,24 @@ def energy_weighted_loss(
         ("adversarial_logits", adversarial_logits),
     ):
         check_tensor(op, name, logits)
+        check_device(op, name, logits, natural_logits.device)
+        check_floating(op, name, logits)
     check_tensor(op, "target", target)
+    check_device(op, "target", target, natural_logits.device)
+    check_class_options(op, label_smoothing, reduction)
+    check_int64(op, "ignore_index", ignore_index)
+    check_int64(op, "dim", dim)
+    dtype = natural_logits.dtype
+    narrow = dtype in (torch.bfloat16, torch.float16) and adversarial_logits.dtype is dtype
+    if narrow:
+        # The gradients of the two terms are added before they are rounded.
+        natural_logits, adversarial_logits = natural_logits.float(), adversarial_logits.float()
     weights = energy_weights(natural_logits, dim=dim)
     if sample_weight is not None:
         check_tensor(op, "sample_weight", sample_weight)
+        check_device(op, "sample_weight", sample_weight, natural_logits.device)
+        check_floating(op, "sample_weight", sample_weight)
+        check_shape(op, "sample_weight", sample_weight, weights.shape)
         weights = weights * sample_weight.to(weights.dtype)
     cross_entropy = comp_sum_loss(
         adversarial_logits if variant == "adversarial" else natural_logits,
@@ -116,7 +141,8 @@ def energy_weighted_loss(
         reduction=reduction,
         dim=dim,
     )
-    return cross_entropy + (_BETA[variant] if beta is None else beta) * divergence
+    loss = cross_entropy + (_BETA[variant] if beta is None else beta) * divergence
+    return loss.to(dtype) if narrow and not autocast_enabled(loss.device) else loss
 
 
 def _check_options(op: str, beta: float | None, variant: str) -> None:
@@ -153,6 +179,13 @@ class WEAT(nn.Module):
         unknown = set(options) - {"ignore_index", "label_smoothing", "reduction", "dim"}
         if unknown:
             raise TypeError(f"WEAT: has no option {sorted(unknown)[0]}")
+        given = {
+            name: options[name] for name in ("label_smoothing", "reduction") if name in options
+        }
+        check_class_options("WEAT", **given)
+        for name in ("ignore_index", "dim"):
+            if name in options:
+                check_int64("WEAT", name, options[name])
         self.variant = variant
         self.beta = _BETA[variant] if beta is None else beta
         self.options = options

@@ -8,6 +8,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype, check_floating, check_int64, check_tensor
 from .._library import Operator
 from .._reference import wants_reference
+from ._arguments import check_dim
 
 __all__ = ["energy_weights"]
 
@@ -63,11 +64,7 @@ def energy_weights(logits: Tensor, *, dim: int = -1) -> Tensor:
     check_tensor(op, "logits", logits)
     check_int64(op, "dim", dim)
     check_floating(op, "logits", logits)
-    if not -logits.dim() <= dim < logits.dim():
-        raise ValueError(
-            f"{op}: dim must be in [{-logits.dim()}, {logits.dim()}) for logits of shape "
-            f"{tuple(logits.shape)}, got {dim}"
-        )
+    check_dim(op, dim, "logits", logits)
     rows = logits.detach().movedim(dim, -1)
     shape, classes = rows.shape[:-1], rows.shape[-1]
     if classes == 0:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import (
-    accumulate_dtype,
-    autocast_enabled,
-    check_device,
-    check_floating,
-    check_int64,
-    check_shape,
-    check_tensor,
-)
+from .._checks import check_device, check_int64, check_shape, check_tensor, dtype_name
 from .._library import functorch_active
 from .._random import seed_tensor
 from .._reference import wants_reference
-from ._arguments import REDUCTIONS, check_class_options
+from ._arguments import REDUCTIONS, check_class_options, check_class_weight, check_row_vector
+from ._heteroscedastic_arguments import (
+    check_minimum_probability,
+    check_sampling_options,
+    heteroscedastic_arguments,
+)
 from ._heteroscedastic_cross_entropy_op import log_probabilities_operator, loss_operator
 
 __all__ = [
@@ -28,9 +24,6 @@ __all__ = [
     "heteroscedastic_cross_entropy",
     "heteroscedastic_log_probabilities",
 ]
-
-_MAXIMUM_SAMPLES = 2**30
-_MAXIMUM_RANK = 1024
 
 
 def heteroscedastic_cross_entropy(
@@ -128,7 +121,7 @@ def heteroscedastic_cross_entropy(
         (2.303, -0.3)
     """
     op = "heteroscedastic_cross_entropy"
-    a = _arguments(op, mean, low_rank, diagonal, temperature, samples, dim)
+    a = heteroscedastic_arguments(op, mean, low_rank, diagonal, temperature, samples, dim)
     shape = a.shape
     check_tensor(op, "target", target)
     check_int64(op, "ignore_index", ignore_index)
@@ -136,22 +129,16 @@ def heteroscedastic_cross_entropy(
     check_device(op, "target", target, mean.device)
     if target.dtype is not torch.int64:
         raise TypeError(
-            f"{op}: target must hold class indices of dtype int64, got "
-            f"{str(target.dtype).removeprefix('torch.')}"
+            f"{op}: target must hold class indices of dtype int64, got {dtype_name(target.dtype)}"
         )
     check_shape(op, "target", target, shape)
     check_minimum_probability(op, minimum_probability)
     compute = a.mean.dtype
     if weight is not None:
-        _check_floating_vector(op, "weight", weight, a.mean.shape[-1:], mean.device)
-        if weight.requires_grad:
-            raise ValueError(
-                f"{op}: weight must not require grad (class weights are constants; use "
-                "sample_weight for weights with a gradient), got a tensor that does"
-            )
+        check_class_weight(op, "weight", weight, mean.device, a.mean.shape[-1])
         weight = weight.to(compute)
     if sample_weight is not None:
-        _check_floating_vector(op, "sample_weight", sample_weight, shape, mean.device)
+        check_row_vector(op, "sample_weight", sample_weight, mean.device, shape)
         sample_weight = sample_weight.to(compute)
     seed = seed_tensor(op, seed, mean.device)
 
@@ -225,7 +212,7 @@ def heteroscedastic_log_probabilities(
         True
     """
     op = "heteroscedastic_log_probabilities"
-    a = _arguments(op, mean, low_rank, diagonal, temperature, samples, dim)
+    a = heteroscedastic_arguments(op, mean, low_rank, diagonal, temperature, samples, dim)
     seed = seed_tensor(op, seed, mean.device)
     if wants_reference(mean):
         from ..reference.losses import heteroscedastic_log_probabilities as reference
@@ -235,105 +222,6 @@ def heteroscedastic_log_probabilities(
         result = log_probabilities_operator(*a[:3], seed, float(temperature), samples)
     result = result.reshape(*a.shape, a.mean.shape[-1]).movedim(-1, dim)
     return result.to(a.result_dtype)
-
-
-class _Arguments(NamedTuple):
-    """Rows [N, C], [N, C, R] and [N, C], in the dtype of computation."""
-
-    mean: Tensor
-    low_rank: Tensor
-    diagonal: Tensor
-    shape: torch.Size  # of the batch, before it was flattened
-    result_dtype: torch.dtype
-
-
-def _arguments(
-    op: str,
-    mean: Tensor,
-    low_rank: Tensor | None,
-    diagonal: Tensor,
-    temperature: float,
-    samples: int,
-    dim: int,
-) -> _Arguments:
-    check_tensor(op, "mean", mean)
-    if low_rank is not None:
-        check_tensor(op, "low_rank", low_rank)
-    check_tensor(op, "diagonal", diagonal)
-    check_sampling_options(op, temperature, samples)
-    check_int64(op, "dim", dim)
-    for name, tensor in (("low_rank", low_rank), ("diagonal", diagonal)):
-        if tensor is not None:
-            check_device(op, name, tensor, mean.device)
-    check_floating(op, "mean", mean)
-    for name, tensor in (("low_rank", low_rank), ("diagonal", diagonal)):
-        if tensor is not None:
-            check_floating(op, name, tensor)
-
-    dimensions = mean.dim()
-    if not -dimensions <= dim < dimensions:
-        raise ValueError(
-            f"{op}: dim must be in [{-dimensions}, {dimensions}) for mean of shape "
-            f"{tuple(mean.shape)}, got {dim}"
-        )
-    check_shape(op, "diagonal", diagonal, mean.shape)
-    if low_rank is None:
-        low_rank = mean.new_empty((*mean.shape, 0))
-    elif low_rank.dim() != dimensions + 1 or low_rank.shape[:-1] != mean.shape:
-        raise ValueError(
-            f"{op}: low_rank must have the shape of mean, {tuple(mean.shape)}, and the rank as a "
-            f"last dimension, got {tuple(low_rank.shape)}"
-        )
-    rank = low_rank.shape[-1]
-    if rank > _MAXIMUM_RANK:
-        raise ValueError(f"{op}: the rank of low_rank must be at most {_MAXIMUM_RANK}, got {rank}")
-    place = dim % dimensions
-    if place != dimensions - 1:
-        mean, diagonal = mean.movedim(place, -1), diagonal.movedim(place, -1)
-        low_rank = low_rank.movedim(place, -2)
-    shape, classes = mean.shape[:-1], mean.shape[-1]
-    if classes == 0:
-        raise ValueError(f"{op}: mean must have at least one class, got shape {tuple(mean.shape)}")
-    dtype = torch.promote_types(mean.dtype, diagonal.dtype)
-    dtype = torch.promote_types(dtype, low_rank.dtype)
-    compute = accumulate_dtype(dtype)
-    rows = math.prod(shape)
-    return _Arguments(
-        mean.to(compute).reshape(rows, classes),
-        low_rank.to(compute).reshape(rows, classes, rank),
-        diagonal.to(compute).reshape(rows, classes),
-        shape,
-        compute if autocast_enabled(mean.device) else dtype,
-    )
-
-
-def check_sampling_options(op: str, temperature: float, samples: int) -> None:
-    """Options that a module can check when it is made."""
-    if not isinstance(temperature, int | float):
-        raise TypeError(f"{op}: temperature must be a float, got {type(temperature).__name__}")
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
-    check_int64(op, "samples", samples)
-    if not 1 <= samples <= _MAXIMUM_SAMPLES:
-        raise ValueError(f"{op}: samples must be in [1, 2**30], got {samples}")
-
-
-def check_minimum_probability(op: str, minimum_probability: float) -> None:
-    if not isinstance(minimum_probability, int | float):
-        raise TypeError(
-            f"{op}: minimum_probability must be a float, got {type(minimum_probability).__name__}"
-        )
-    if not 0.0 <= minimum_probability < 1.0:
-        raise ValueError(f"{op}: minimum_probability must be in [0, 1), got {minimum_probability}")
-
-
-def _check_floating_vector(
-    op: str, name: str, tensor: Tensor, shape: torch.Size, device: torch.device
-) -> None:
-    check_tensor(op, name, tensor)
-    check_device(op, name, tensor, device)
-    check_floating(op, name, tensor)
-    check_shape(op, name, tensor, shape)
 
 
 def _differentiated(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -378,9 +266,7 @@ class HeteroscedasticCrossEntropyLoss(nn.Module):
         check_minimum_probability(name, minimum_probability)
         check_class_options(name, reduction=reduction)
         if weight is not None:
-            check_tensor(name, "weight", weight)
-            if weight.requires_grad:
-                raise ValueError(f"{name}: weight must not require grad, but does")
+            check_class_weight(name, "weight", weight)
         self.register_buffer("weight", weight)
         self.temperature = temperature
         self.samples = samples

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_int64
+from ._heteroscedastic_arguments import check_minimum_probability, check_sampling_options
 from .heteroscedastic_cross_entropy import (
-    check_minimum_probability,
-    check_sampling_options,
     heteroscedastic_cross_entropy,
     heteroscedastic_log_probabilities,
 )

@@ -11,17 +11,24 @@ from .._checks import (
     accumulate_dtype,
     autocast_enabled,
     check_device,
+    check_dtype_of,
     check_floating,
     check_int64,
     check_shape,
     check_tensor,
 )
-from .._library import functorch_active
+from .._library import functorch_active, runs_eagerly
 from .._reference import wants_reference
-from ._arguments import REDUCTIONS, check_class_options
+from ._arguments import (
+    REDUCTIONS,
+    check_class_options,
+    check_class_weight,
+    check_soft_target,
+)
 from ._linear_gated_cross_entropy_op import (
     DIFFERENTIABLE,
     forward_operator,
+    forward_without_a_graph,
     gradient_in_forward,
     with_gradients_operator,
 )
@@ -59,6 +66,9 @@ def linear_gated_cross_entropy(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     chunk_rows: int | None = None,
 ) -> Tensor:
@@ -84,12 +94,17 @@ def linear_gated_cross_entropy(
         noise_bias: :math:`b'`, shape ``(C,)``; or None.
         gate: Gate **logits** :math:`s`, shape ``(...)`` or ``(..., 1)``, any floating dtype.
             Differentiable.
-        target: Class indices in ``[0, C)`` or ``ignore_index``, int64, shape ``(...)``.
+        target: Class indices in ``[0, C)`` or ``ignore_index``, int64, shape ``(...)``; or class
+            probabilities, floating, shape ``(..., C)``, a constant.
         class_weight: Class weights, shape ``(C,)``, floating; a constant.
         sample_weight: Weights :math:`v`, shape ``(...)``, floating. Differentiable.
         ignore_index: Rows with this target contribute nothing: loss 0, gradients exactly 0, even
             where their features are not finite.
         label_smoothing: In ``[0, 1]``.
+        temperature: Divides the mixed logits; positive.
+        softcap: Bends them before that, :math:`c \tanh(h / c)`; positive, or None.
+        lse_square_scale: Adds this times :math:`\mathrm{logsumexp}(h)^2` to the loss of each row,
+            before the sample weight.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``, as of
             :func:`robustcore.losses.gated_cross_entropy`.
         chunk_rows: Rows whose logits live at a time. By default as many as fit into 48 MiB, or
@@ -118,7 +133,9 @@ def linear_gated_cross_entropy(
     reductions of float32, float64 and bfloat16 they run in the forward pass; the backward pass
     scales what is ready. ``"none"``, float16 and ``torch.func`` compute the logits again in the
     backward pass: eight products. Memory beside inputs and gradients: one chunk, O(N), and for
-    16-bit weights that need a gradient its float32 sum.
+    16-bit weights that need a gradient its float32 sum; class probabilities are read where they
+    are, a chunk at a time, and one of them is converted where they are not float32 (of float64
+    features float64) already.
 
     Source: the loss is that of Wang et al., Pi-DUAL, arXiv 2310.06600; gradients in the forward
     pass, chunk by chunk, are common practice for heads with many classes (Hsu et al., Liger Kernel,
@@ -137,7 +154,7 @@ def linear_gated_cross_entropy(
         >>> round(loss.item(), 4), weight.grad.shape
         (2.3026, torch.Size([10, 8]))
     """
-    check_class_options(_OP, label_smoothing, reduction)
+    check_class_options(_OP, label_smoothing, reduction, temperature, softcap, lse_square_scale)
     a = _validated(
         (features, weight, bias, noise_features, noise_weight, noise_bias),
         gate,
@@ -158,33 +175,50 @@ def linear_gated_cross_entropy(
             sample_weight=a.sample_weight,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            temperature=temperature,
+            softcap=softcap,
+            lse_square_scale=lse_square_scale,
             reduction=reduction,
         )
     else:
-        options = (ignore_index, label_smoothing, REDUCTIONS[reduction], chunk_rows or 0)
-        loss = _loss((*a.heads, *a[1:5], *options), reduction)
+        loss = _loss(
+            (
+                *a.heads,
+                *a[1:5],
+                ignore_index,
+                label_smoothing,
+                temperature,
+                0.0 if softcap is None else softcap,
+                lse_square_scale,
+                REDUCTIONS[reduction],
+                chunk_rows or 0,
+            ),
+            reduction,
+        )
     if reduction == "none" and loss.shape != a.shape:
         loss = loss.reshape(a.shape)
     return loss if loss.dtype is a.result_dtype else loss.to(a.result_dtype)
 
 
 def _loss(arguments: tuple[Any, ...], reduction: str) -> Tensor:
-    tensors = [arguments[place] for place in DIFFERENTIABLE]
-    needs = [tensor is not None and tensor.requires_grad for tensor in tensors]
+    features = arguments[0]
+    needs = [
+        tensor is not None and tensor.requires_grad
+        for tensor in [arguments[place] for place in DIFFERENTIABLE]
+    ]
+    builds_a_graph = True in needs and torch.is_grad_enabled()
+    compiling = torch.compiler.is_compiling()
+    transformed = functorch_active() or features.device.type == "meta"
     # float16 gradients that are divided by N before the loss scale reaches them underflow.
-    in_forward = (
-        reduction != "none"
-        and arguments[0].dtype is not torch.float16
-        and torch.is_grad_enabled()
-        and any(needs)
-        and not functorch_active()
-        and arguments[0].device.type != "meta"
-    )
-    if not in_forward:
+    if builds_a_graph and not (
+        transformed or reduction == "none" or features.dtype is torch.float16
+    ):
+        if compiling:
+            return with_gradients_operator(*arguments, needs)[0]
+        return gradient_in_forward(*arguments)
+    if builds_a_graph or compiling or transformed or not runs_eagerly(features):
         return forward_operator(*arguments)
-    if torch.compiler.is_compiling():
-        return with_gradients_operator(*arguments, needs)[0]
-    return gradient_in_forward(*arguments)
+    return forward_without_a_graph(*arguments)
 
 
 def _validated(
@@ -196,46 +230,31 @@ def _validated(
     ignore_index: int,
     chunk_rows: int | None,
 ) -> _Arguments:
-    names = ("features", "weight", "bias", "noise_features", "noise_weight", "noise_bias")
-    named = [
-        *(pair for pair in zip(names, heads) if pair[1] is not None or "bias" not in pair[0]),
-        ("gate", gate),
-        *((("class_weight", class_weight),) if class_weight is not None else ()),
-        *((("sample_weight", sample_weight),) if sample_weight is not None else ()),
-    ]
-    for name, tensor in (*named, ("target", target)):
-        check_tensor(_OP, name, tensor)
-    check_int64(_OP, "ignore_index", ignore_index)
-    if chunk_rows is not None:
-        check_int64(_OP, "chunk_rows", chunk_rows)
-        if chunk_rows < 1:
-            raise ValueError(f"{_OP}: chunk_rows must be positive or None, got {chunk_rows}")
-
     features, weight, bias, noise_features, noise_weight, noise_bias = heads
-    device = features.device
-    for name, tensor in (*named, ("target", target)):
-        check_device(_OP, name, tensor, device)
-    for name, tensor in named:
-        check_floating(_OP, name, tensor)
-    if target.dtype is not torch.int64:
-        raise TypeError(
-            f"{_OP}: target must hold class indices of dtype int64, got "
-            f"{str(target.dtype).removeprefix('torch.')}"
-        )
+    check_tensor(_OP, "features", features)
+    device, dtype = features.device, features.dtype
     autocast = autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else features.dtype
-    if autocast and features.dtype is torch.float64:
-        dtype = torch.float64  # as of a linear layer: autocast leaves float64 alone
-    for name, head in zip(names, heads):
-        if head is not None and head.dtype is not dtype and not autocast:
-            raise TypeError(
-                f"{_OP}: {name} must have the dtype of features "
-                f"({str(dtype).removeprefix('torch.')}), got "
-                f"{str(head.dtype).removeprefix('torch.')}"
-            )
+    if (
+        autocast
+        or dtype not in (torch.float32, torch.float64)
+        or chunk_rows is not None
+        or type(ignore_index) is not int
+        or not _are(dtype, device, (weight, noise_features, noise_weight, gate))
+        or not _are(dtype, device, (bias, noise_bias, class_weight, sample_weight), optional=True)
+        or not _are(torch.int64, device, (target,))
+    ):
+        # Not the commonest case, or an error: look at one argument after another.
+        _check_one_by_one(
+            heads, gate, target, class_weight, sample_weight, ignore_index, chunk_rows, autocast
+        )
+        if autocast and dtype is not torch.float64:  # a linear layer too leaves float64 alone
+            dtype = torch.get_autocast_dtype(device.type)
 
-    shape = target.shape
+    soft = target.is_floating_point()
+    shape = features.shape[:-1] if soft and features.dim() else target.shape
     _check_shapes(heads, shape)
+    if soft:
+        check_shape(_OP, "target", target, (*shape, weight.shape[0]))
     if gate.shape != shape:
         if gate.shape != (*shape, 1):
             check_shape(_OP, "gate", gate, shape)
@@ -243,23 +262,19 @@ def _validated(
     if sample_weight is not None:
         check_shape(_OP, "sample_weight", sample_weight, shape)
     if class_weight is not None:
-        check_shape(_OP, "class_weight", class_weight, weight.shape[:1])
-        if class_weight.requires_grad:
-            raise ValueError(
-                f"{_OP}: class_weight must not require grad (class weights are constants; use "
-                "sample_weight for weights with a gradient), got a tensor that does"
-            )
+        check_class_weight(_OP, "class_weight", class_weight, device, weight.shape[0])
 
     compute = accumulate_dtype(dtype)
-    gate = gate.to(compute)
+    gate = _as(compute, gate)
     class_weight = None if class_weight is None else _as(compute, class_weight)
     sample_weight = None if sample_weight is None else _as(compute, sample_weight)
     features, noise_features = _as(dtype, features), _as(dtype, noise_features)
     if len(shape) != 1:
-        rows = target.numel()
+        rows = gate.numel()
         features = features.reshape(rows, weight.shape[1])
         noise_features = noise_features.reshape(rows, noise_weight.shape[1])
-        gate, target = gate.reshape(-1), target.reshape(-1)
+        gate = gate.reshape(-1)
+        target = target.reshape(rows, weight.shape[0]) if soft else target.reshape(-1)
         sample_weight = None if sample_weight is None else sample_weight.reshape(-1)
     return _Arguments(
         (
@@ -279,33 +294,92 @@ def _validated(
     )
 
 
+def _are(
+    dtype: torch.dtype, device: torch.device, tensors: tuple[Any, ...], optional: bool = False
+) -> bool:
+    """Whether these are dense tensors of this dtype on this device."""
+    for tensor in tensors:
+        if tensor is None and optional:
+            continue
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dtype is not dtype
+            or tensor.layout is not torch.strided
+            or tensor.device != device
+        ):
+            return False
+    return True
+
+
+def _check_one_by_one(
+    heads: _Heads,
+    gate: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    chunk_rows: int | None,
+    autocast: bool,
+) -> None:
+    """Types, devices and dtypes, in this order."""
+    names = ("features", "weight", "bias", "noise_features", "noise_weight", "noise_bias")
+    named = [
+        *(pair for pair in zip(names, heads) if pair[1] is not None or "bias" not in pair[0]),
+        ("gate", gate),
+        *((("class_weight", class_weight),) if class_weight is not None else ()),
+        *((("sample_weight", sample_weight),) if sample_weight is not None else ()),
+    ]
+    for name, tensor in (*named, ("target", target)):
+        check_tensor(_OP, name, tensor)
+    check_int64(_OP, "ignore_index", ignore_index)
+    if chunk_rows is not None:
+        check_int64(_OP, "chunk_rows", chunk_rows)
+        if chunk_rows < 1:
+            raise ValueError(f"{_OP}: chunk_rows must be positive or None, got {chunk_rows}")
+    features = heads[0]
+    for name, tensor in (*named, ("target", target)):
+        check_device(_OP, name, tensor, features.device)
+    for name, tensor in named:
+        check_floating(_OP, name, tensor)
+    if target.dtype is not torch.int64:
+        check_soft_target(_OP, target)
+    for name, head in zip(names, heads):
+        if head is not None and not autocast:
+            check_dtype_of(_OP, name, head, "features", features.dtype)
+
+
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _check_shapes(heads: _Heads, shape: torch.Size) -> None:
-    classes = None
-    for prefix, (features, weight, bias) in (("", heads[:3]), ("noise_", heads[3:])):
-        if features.dim() == 0 or features.shape[:-1] != shape:
-            raise ValueError(
-                f"{_OP}: {prefix}features must have shape "
-                f"({', '.join((*map(str, shape), 'D'))}) for target of shape {tuple(shape)}, got "
-                f"{tuple(features.shape)}"
-            )
-        if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
-            raise ValueError(
-                f"{_OP}: {prefix}weight must have shape (C, {features.shape[-1]}), got "
-                f"{tuple(weight.shape)}"
-            )
-        if classes is None:
-            classes = weight.shape[0]
-            if classes == 0:
-                raise ValueError(
-                    f"{_OP}: weight must have at least one class, got shape {tuple(weight.shape)}"
-                )
-        check_shape(_OP, f"{prefix}weight", weight, (classes, features.shape[-1]))
-        if bias is not None:
-            check_shape(_OP, f"{prefix}bias", bias, (classes,))
+    features, weight, bias, noise_features, noise_weight, noise_bias = heads
+    _check_head("", features, weight, shape)
+    classes = weight.shape[0]
+    if classes == 0:
+        raise ValueError(
+            f"{_OP}: weight must have at least one class, got shape {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        check_shape(_OP, "bias", bias, (classes,))
+    _check_head("noise_", noise_features, noise_weight, shape)
+    if noise_weight.shape[0] != classes:
+        check_shape(_OP, "noise_weight", noise_weight, (classes, noise_weight.shape[1]))
+    if noise_bias is not None:
+        check_shape(_OP, "noise_bias", noise_bias, (classes,))
+
+
+def _check_head(prefix: str, features: Tensor, weight: Tensor, shape: torch.Size) -> None:
+    if features.dim() == 0 or features.shape[:-1] != shape:
+        raise ValueError(
+            f"{_OP}: {prefix}features must have shape ({', '.join((*map(str, shape), 'D'))}) for "
+            f"rows of shape {tuple(shape)}, got {tuple(features.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"{_OP}: {prefix}weight must have shape (C, {features.shape[-1]}), got "
+            f"{tuple(weight.shape)}"
+        )
 
 
 class LinearGatedCrossEntropyLoss(nn.Module):
@@ -340,6 +414,9 @@ class LinearGatedCrossEntropyLoss(nn.Module):
         *,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        lse_square_scale: float = 0.0,
         reduction: str = "mean",
         chunk_rows: int | None = None,
     ) -> None:
@@ -355,16 +432,19 @@ class LinearGatedCrossEntropyLoss(nn.Module):
                 f"{name}: noise_head must have {prediction_head.out_features} output features, "
                 f"got {noise_head.out_features}"
             )
-        check_class_options(name, label_smoothing, reduction)
+        check_class_options(
+            name, label_smoothing, reduction, temperature, softcap, lse_square_scale
+        )
         if class_weight is not None:
-            check_tensor(name, "class_weight", class_weight)
-            if class_weight.requires_grad:
-                raise ValueError(f"{name}: class_weight must not require grad, but does")
+            check_class_weight(name, "class_weight", class_weight)
         self.prediction_head = prediction_head
         self.noise_head = noise_head
         self.register_buffer("class_weight", class_weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.softcap = softcap
+        self.lse_square_scale = lse_square_scale
         self.reduction = reduction
         self.chunk_rows = chunk_rows
 
@@ -389,6 +469,9 @@ class LinearGatedCrossEntropyLoss(nn.Module):
             sample_weight=sample_weight,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            temperature=self.temperature,
+            softcap=self.softcap,
+            lse_square_scale=self.lse_square_scale,
             reduction=self.reduction,
             chunk_rows=self.chunk_rows,
         )
@@ -396,5 +479,7 @@ class LinearGatedCrossEntropyLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
+            f"temperature={self.temperature}, softcap={self.softcap}, "
+            f"lse_square_scale={self.lse_square_scale}, "
             f"reduction={self.reduction!r}, chunk_rows={self.chunk_rows}"
         )

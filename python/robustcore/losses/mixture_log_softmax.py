@@ -9,12 +9,14 @@ from .._checks import (
     accumulate_dtype,
     autocast_enabled,
     check_device,
+    check_dtype_of,
     check_floating,
     check_int64,
     check_shape,
     check_tensor,
 )
 from .._reference import wants_reference
+from ._arguments import check_dim
 from ._mixture_log_softmax_op import mixture_log_softmax as _operator
 from ._scales import Scale, check_scale, scale_argument
 
@@ -102,18 +104,8 @@ def mixture_log_softmax(
         # As torch's log_softmax: float32, unless the inputs are wider.
         dtype = accumulate_dtype(torch.promote_types(logits1.dtype, logits2.dtype))
         logits1, logits2 = logits1.to(dtype), logits2.to(dtype)
-    if logits2.dtype is not logits1.dtype:
-        raise TypeError(
-            f"{op}: logits2 must have the dtype of logits1 "
-            f"({str(logits1.dtype).removeprefix('torch.')}), got "
-            f"{str(logits2.dtype).removeprefix('torch.')}"
-        )
-    dimensions = logits1.dim()
-    if not -dimensions <= dim < dimensions:
-        raise ValueError(
-            f"{op}: dim must be in [{-dimensions}, {dimensions}) for logits1 of shape "
-            f"{tuple(logits1.shape)}, got {dim}"
-        )
+    check_dtype_of(op, "logits2", logits2, "logits1", logits1.dtype)
+    check_dim(op, dim, "logits1", logits1)
     check_shape(op, "logits2", logits2, logits1.shape)
     z1, z2 = logits1.movedim(dim, -1), logits2.movedim(dim, -1)
     shape, classes = z1.shape[:-1], z1.shape[-1]

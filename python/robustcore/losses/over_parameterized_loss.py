@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_tensor
+from .._checks import check_device, check_shape, check_tensor
 from ._arguments import check_real, row_loss_arguments
 from ._indexed import example_range
 from ._module import RowLossModule
@@ -213,7 +213,7 @@ class OverParameterizedLoss(RowLossModule):
         index: Tensor,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        place = self._places(index, target)
+        place = self._places(logits, target, index)
         u = F.embedding(place, self.u, sparse=True)
         v = F.embedding(place, self.v, sparse=True)
         if self.dim not in (-1, logits.dim() - 1):
@@ -222,15 +222,20 @@ class OverParameterizedLoss(RowLossModule):
         del options["weight"]
         return over_parameterized_loss(logits, target, u, v, sample_weight=sample_weight, **options)
 
-    def _places(self, index: Tensor, target: Tensor) -> Tensor:
+    def _places(self, logits: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """Rows of u and v; ignored rows get the first one, as their index may be anything."""
-        check_tensor("OverParameterizedLoss", "index", index)
+        for name, tensor in (("logits", logits), ("target", target), ("index", index)):
+            check_tensor("OverParameterizedLoss", name, tensor)
+            check_device("OverParameterizedLoss", name, tensor, self.u.device)
         if index.dtype is not torch.int64:
             raise TypeError(
                 f"OverParameterizedLoss: index must be int64, got {str(index.dtype)[6:]}"
             )
+        if -logits.dim() <= self.dim < logits.dim():
+            rows = logits.movedim(self.dim, -1).shape[:-1]
+            check_shape("OverParameterizedLoss", "index", index, rows)
         place = index if self.start == 0 else index - self.start
-        if not target.is_floating_point():
+        if not target.is_floating_point() and target.shape == index.shape:
             place = place.masked_fill(target == self.ignore_index, 0)
         if place.is_cpu and not torch.compiler.is_compiling() and place.numel() > 0:
             least, most = torch.aminmax(place)

@@ -13,6 +13,7 @@ from .._checks import (
     autocast_enabled,
     check_choice,
     check_device,
+    check_dtype_of,
     check_floating,
     check_int64,
     check_shape,
@@ -20,6 +21,7 @@ from .._checks import (
 )
 from .._library import functorch_active
 from .._reference import wants_reference
+from ._arguments import check_dim, check_real
 from ._indexed import in_recomputation
 from ._shrink_match_loss_op import forward_operator, gradient_in_forward
 from .results import ShrinkMatchScores
@@ -162,20 +164,12 @@ def _arguments(
     dtype = strong.dtype
     if weak.dtype is not dtype:
         if not autocast:
-            plain = [str(t.dtype).removeprefix("torch.") for t in (strong, weak)]
-            raise TypeError(
-                f"{op}: weak_logits must have the dtype of strong_logits ({plain[0]}), got "
-                f"{plain[1]}"
-            )
+            check_dtype_of(op, "weak_logits", weak, "strong_logits", dtype)
         dtype = torch.promote_types(dtype, weak.dtype)
         weak, strong = weak.to(dtype), strong.to(dtype)
     check_shape(op, "weak_logits", weak, strong.shape)
+    check_dim(op, dim, "strong_logits", strong)
     dimensions = strong.dim()
-    if not -dimensions <= dim < dimensions:
-        raise ValueError(
-            f"{op}: dim must be in [{-dimensions}, {dimensions}) for strong_logits of shape "
-            f"{tuple(strong.shape)}, got {dim}"
-        )
     if dim not in (-1, dimensions - 1):
         weak, strong = weak.movedim(dim, -1), strong.movedim(dim, -1)
     shape, classes = strong.shape[:-1], strong.shape[-1]
@@ -190,8 +184,7 @@ def _arguments(
 
 
 def _check_options(op: str, threshold: float, reduction: str) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise TypeError(f"{op}: threshold must be a float, got {type(threshold).__name__}")
+    check_real(op, "threshold", threshold)
     if not isinstance(reduction, str):
         raise TypeError(f"{op}: reduction must be a str, got {type(reduction).__name__}")
     if not 0.0 < threshold < 1.0:
@@ -269,9 +262,7 @@ class ShrinkMatchLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options("ShrinkMatchLoss", threshold, reduction)
-        if isinstance(momentum, bool) or not isinstance(momentum, int | float):
-            kind = type(momentum).__name__
-            raise TypeError(f"ShrinkMatchLoss: momentum must be a float, got {kind}")
+        check_real("ShrinkMatchLoss", "momentum", momentum)
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"ShrinkMatchLoss: momentum must be in [0, 1], got {momentum}")
         check_int64("ShrinkMatchLoss", "dim", dim)

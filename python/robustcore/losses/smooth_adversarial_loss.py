@@ -9,6 +9,7 @@ from torch import Tensor
 from ._arguments import check_real, row_loss_arguments
 from ._module import RowLossModule
 from ._row_loss import RowLoss, reference_options
+from ._scales import one_per_row
 
 __all__ = ["SmoothAdversarialLoss", "smooth_adversarial_loss"]
 
@@ -122,9 +123,7 @@ def smooth_adversarial_loss(
     if isinstance(tau, Tensor):
         if tau.requires_grad:
             raise ValueError(f"{op}: tau must not require grad, but does")
-        tau_of_rows = tau
-        if tau.dim() == 0 and isinstance(target, Tensor):
-            tau_of_rows = tau.expand(target.shape)
+        tau_of_rows = one_per_row(tau, logits, dim)
     else:
         number = tau
         _check_number(op, "tau", tau)

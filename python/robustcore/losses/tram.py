@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_int64, check_tensor
+from ._arguments import check_real
 from .privileged_information import random_privileged_information
 
 __all__ = ["TRAM"]
@@ -82,8 +84,9 @@ class TRAM(nn.Module):
             ("privileged_head", privileged_head),
         ):
             check_module("TRAM", name, module)
-        if not isinstance(weight, int | float):
-            raise TypeError(f"TRAM: weight must be a float, got {type(weight).__name__}")
+        check_real("TRAM", "weight", weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"TRAM: weight must be finite, got {weight}")
         check_int64("TRAM", "random_features", random_features)
         check_int64("TRAM", "random_seed", random_seed)
         if random_features < 0:

@@ -16,6 +16,7 @@ from .._checks import (
     check_tensor,
 )
 from .._reference import reference_forced
+from ._arguments import check_real, check_switch
 from ._sums import sum_in_order
 
 __all__ = ["dro_weights"]
@@ -112,10 +113,8 @@ def _check_dro(
 ) -> None:
     op = "dro_weights"
     check_tensor(op, "losses", losses)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"{op}: temperature must be a float, got {type(temperature).__name__}")
-    if not isinstance(detach, bool):
-        raise TypeError(f"{op}: detach must be a bool, got {type(detach).__name__}")
+    check_real(op, "temperature", temperature)
+    check_switch(op, "detach", detach)
     if mask is not None:
         check_tensor(op, "mask", mask)
         check_device(op, "mask", mask, losses.device)

@@ -98,7 +98,9 @@ def threshold_of(op: str, scores: Scores, method: str, rate: float | None) -> fl
             f"{op}: scores must hold at least two different finite values for method {method!r}, "
             f"got {len(finite)} finite values with no difference"
         )
-    return _FITTED[method](op, finite)
+    # In a unit, a power of two and so without rounding, in which no square leaves the range.
+    exponent = int(np.frexp(np.abs(finite).max())[1])
+    return math.ldexp(_FITTED[method](op, np.ldexp(finite, -exponent)), exponent)
 
 
 def _highest(op: str, values: np.ndarray, rate: float) -> float:

@@ -10,7 +10,12 @@ from .heteroscedastic_cross_entropy import (
     heteroscedastic_cross_entropy,
     heteroscedastic_log_probabilities,
 )
-from .ldr_kl_loss import aldr_kl_loss, aldr_kl_temperature, ldr_kl_loss
+from .ldr_kl_loss import (
+    aldr_kl_indexed_loss,
+    aldr_kl_loss,
+    aldr_kl_temperature,
+    ldr_kl_loss,
+)
 from .linear_gated_cross_entropy import linear_gated_cross_entropy
 from .mixture_cross_entropy import mixture_cross_entropy
 from .mixture_log_softmax import mixture_log_softmax
@@ -26,6 +31,7 @@ from .taylor_cross_entropy import taylor_cross_entropy
 from .weights import dro_weights
 
 __all__ = [
+    "aldr_kl_indexed_loss",
     "aldr_kl_loss",
     "aldr_kl_temperature",
     "comp_sum_loss",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._indexed import update_by_last_rows
 from ._rows import computed_in, label_loss, transformed
 
 __all__ = ["early_learning_loss", "loss_of_state"]
@@ -86,12 +87,7 @@ def _state_of_rows(
     probability = probability.reshape(-1, classes).clamp(_LEAST, 1 - _LEAST)
     moved = beta * state[place] + (1 - beta) * probability / probability.sum(-1, keepdim=True)
     moved = torch.where(probability.isnan().any(-1, keepdim=True), state[place], moved)
-    # The last row of each example that is not ignored.
-    rows = torch.arange(place.numel(), device=place.device).masked_fill(ignored, -1)
-    last = torch.full((state.shape[0],), -1, dtype=torch.int64, device=place.device)
-    last = last.scatter_reduce(0, place, rows, "amax")
-    kept = place[~ignored]
-    state[kept] = moved[last[kept]]
+    update_by_last_rows(state, place, moved, ignored)
     return state[place].reshape(shape)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._indexed import update_by_last_rows
 from ._rows import computed_in, label_weights, reduced
 
-__all__ = ["aldr_kl_loss", "aldr_kl_temperature", "ldr_kl_loss"]
+__all__ = ["aldr_kl_indexed_loss", "aldr_kl_loss", "aldr_kl_temperature", "ldr_kl_loss"]
 
 
 def ldr_kl_loss(
@@ -70,6 +71,49 @@ def aldr_kl_temperature(
     divergence = torch.xlogy(q, q).sum(-1) + count.log()
     strength = (alpha * count.log()).masked_fill(count == 1, 1.0)
     return lambda0 * (1 - divergence.masked_fill(count == 1, 0.0) / strength)
+
+
+def aldr_kl_indexed_loss(
+    logits: Tensor,
+    target: Tensor,
+    index: Tensor,
+    lam: Tensor,
+    *,
+    margin: float = 0.1,
+    alpha: float = 2.0,
+    lambda0: float = 10.0,
+    update: bool = True,
+    start: int = 0,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    dim: int = -1,
+    inplace_gradients: bool = False,
+) -> Tensor:
+    """Reference of :func:`robustcore.losses.aldr_kl_indexed_loss`."""
+    soft = target.is_floating_point()
+    ignored = torch.zeros_like(index, dtype=torch.bool) if soft else target == ignore_index
+    place = (index - start).masked_fill(ignored, 0)
+    if update and place.numel():
+        moved = aldr_kl_temperature(logits, lam[place], alpha=alpha, lambda0=lambda0, dim=dim)
+        moved = torch.where(moved.isnan(), lam[place], moved.to(lam.dtype))
+        update_by_last_rows(lam, place.flatten(), moved.flatten(), ignored.flatten())
+    return aldr_kl_loss(
+        logits,
+        target,
+        lam[place] if place.numel() else lam.new_ones(place.shape),
+        margin=margin,
+        alpha=alpha,
+        lambda0=lambda0,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        dim=dim,
+    )
 
 
 class _Rows:

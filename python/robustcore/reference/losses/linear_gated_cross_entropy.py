@@ -24,19 +24,28 @@ def linear_gated_cross_entropy(
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    lse_square_scale: float = 0.0,
     reduction: str = "mean",
     chunk_rows: int | None = None,
 ) -> Tensor:
     """Reference of :func:`robustcore.losses.linear_gated_cross_entropy`; it makes no chunks."""
-    ignored = (target == ignore_index).unsqueeze(-1)
+    if not target.is_floating_point():
+        ignored = (target == ignore_index).unsqueeze(-1)
+        features = features.masked_fill(ignored, 0)
+        noise_features = noise_features.masked_fill(ignored, 0)
     return gated_cross_entropy(
-        F.linear(features.masked_fill(ignored, 0), weight, bias),
-        F.linear(noise_features.masked_fill(ignored, 0), noise_weight, noise_bias),
+        F.linear(features, weight, bias),
+        F.linear(noise_features, noise_weight, noise_bias),
         gate,
         target,
         weight=class_weight,
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
         reduction=reduction,
     )

@@ -65,6 +65,27 @@ def samples() -> Iterator[Sample]:
                 weighted=True,
                 ignored=(0, 6, 16),
             )
+    everything: dict[str, Any] = {
+        "label_smoothing": 0.1,
+        "temperature": 1.5,
+        "softcap": 8.0,
+        "lse_square_scale": 0.01,
+        "weighted": True,
+    }
+    for reduction in ("none", "sum", "mean"):
+        for chunk_rows in (5, 100):
+            options = everything | {"reduction": reduction, "chunk_rows": chunk_rows}
+            name = f"everything at once, reduction {reduction} in chunks of {chunk_rows}"
+            yield _linear(name, 17, 11, 6, ignored=(0, 6, 16), **options)
+            yield _linear(f"class probabilities, {name}", 17, 11, 6, soft=True, **options)
+    for chunk_rows in (3, 100):
+        where = f"in chunks of {chunk_rows}"
+        yield _linear(f"temperature {where}", 9, 12, 4, temperature=0.5, chunk_rows=chunk_rows)
+        yield _linear(f"soft-cap {where}", 9, 12, 4, softcap=2.0, chunk_rows=chunk_rows)
+        yield _linear(
+            f"squared logsumexp {where}", 9, 12, 4, lse_square_scale=0.1, chunk_rows=chunk_rows
+        )
+        yield _linear(f"class probabilities {where}", 9, 12, 4, soft=True, chunk_rows=chunk_rows)
     yield _linear("no biases", 9, 12, 4, biases=False)
     yield _linear("every row ignored", 4, 6, 3, ignored=(0, 1, 2, 3), chunk_rows=2)
     yield _linear("another ignore_index", 9, 12, 4, ignored=(2,), ignore_index=-1, chunk_rows=4)
@@ -81,6 +102,7 @@ def _linear(
     *,
     biases: bool = True,
     weighted: bool = False,
+    soft: bool = False,
     ignored: tuple[int, ...] = (),
     **options: Any,
 ) -> Sample:
@@ -91,6 +113,8 @@ def _linear(
 
     target = torch.randint(classes, (rows,), generator=generator)
     target[list(ignored)] = options.get("ignore_index", -100)
+    if soft:
+        target = normal(rows, classes).softmax(1)
     noise_width = width + 2
     args = (
         normal(rows, width),
