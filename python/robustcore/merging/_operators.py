@@ -15,6 +15,7 @@ from .._errors import translated
 from .._library import functorch_active
 from .._reference import wants_reference
 from . import _weight_operators as _weight_operators
+from ._without_gradient import register_without_gradient
 
 __all__ = ["implementation"]
 
@@ -222,30 +223,5 @@ torch.library.register_autograd(
 )
 
 
-def _register_overwriting(name: str) -> None:
-    """For an operator that overwrites the model in its first argument and reads others."""
-    operator = getattr(torch.ops.robustcore, name)
-
-    def with_autograd(written: Any, *others: Any) -> None:
-        # An overwritten leaf has no derivative to give: refuse rather than lose it.
-        lists = [*written, *(t for other in others if isinstance(other, list) for t in other)]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in lists):
-            raise RuntimeError(
-                f"{name}: tensors must not require grad while gradients are recorded"
-            )
-        with torch._C._AutoDispatchBelowAutograd():
-            operator(written, *others)
-
-    def with_versions(written: Any, *others: Any) -> None:
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            operator(written, *others)
-        torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
-
-    _library.impl(name, with_autograd, "Autograd")
-    _library.impl(name, with_versions, "ADInplaceOrView")
-
-
-# Kept: registrations end with the object that made them.
-_library = torch.library.Library("robustcore", "IMPL")
-_register_overwriting("mask_apply_")
-_register_overwriting("mask_switch_")
+register_without_gradient("mask_apply_", counts=False, overwrites=True)
+register_without_gradient("mask_switch_", counts=False, overwrites=True)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._without_gradient import register_without_gradient
+
 _BLOCK = 4096
 _COUNTERS = 6
 _SUMS = 10
@@ -43,42 +45,7 @@ def _(first: Any, second: Any) -> Any:
     return first[0].new_empty((_blocks(first), _SUMS), dtype=torch.float64)
 
 
-def _tensors(arguments: Iterable[Any]) -> Iterable[Tensor]:
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            yield argument
-        elif isinstance(argument, (list, tuple)):
-            yield from (item for item in argument if isinstance(item, Tensor))
-
-
-def _register(name: str, *, counts: bool, overwrites: bool) -> None:
-    operator = getattr(torch.ops.robustcore, name).default
-
-    def with_autograd(*arguments: Any) -> Any:
-        needs_grad = any(tensor.requires_grad for tensor in _tensors(arguments))
-        if not counts and needs_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{name}: tensors must not require grad while gradients are recorded"
-            )
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
-
-    def with_versions(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            result = operator(*arguments)
-        torch.autograd.graph.increment_version(
-            [tensor for tensor in _tensors(arguments[:1]) if not tensor.is_inference()]
-        )
-        return result
-
-    _library.impl(name, with_autograd, "Autograd")
-    if overwrites:
-        _library.impl(name, with_versions, "ADInplaceOrView")
-
-
-# Kept: registrations end with the object that made them.
-_library = torch.library.Library("robustcore", "IMPL")
-_register("merge_weights_", counts=False, overwrites=True)
-_register("magnitude_histogram_", counts=True, overwrites=True)
-_register("magnitude_ties", counts=True, overwrites=False)
-_register("compare_weights", counts=False, overwrites=False)
+register_without_gradient("merge_weights_", counts=False, overwrites=True)
+register_without_gradient("magnitude_histogram_", counts=True, overwrites=True)
+register_without_gradient("magnitude_ties", counts=True, overwrites=False)
+register_without_gradient("compare_weights", counts=False, overwrites=False)
