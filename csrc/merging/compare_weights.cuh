@@ -32,10 +32,8 @@ __global__ void __launch_bounds__(kCompareLanes, 4) compare_weights_kernel(const
     if (i >= p.parameters) break;
     const double a = stored_weight<double>(p.first, i);
     const double b = p.has_second ? stored_weight<double>(p.second, i) : 0.0;
-    double terms[kCompareSums];
-    compare_terms(a, b, terms);
 #pragma unroll
-    for (int k = 0; k < kCompareSums; ++k) sums[k] = join_sums(k, sums[k], terms[k]);
+    for (int k = 0; k < kCompareSums; ++k) sums[k] = join_sums(k, sums[k], compare_term(k, a, b));
   }
   RC_SHARED(double, lanes, kCompareSums* kCompareLanes);
 #pragma unroll

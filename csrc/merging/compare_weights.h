@@ -27,19 +27,30 @@ enum CompareSum : int {
   kCompareSums,
 };
 
-// The terms of one parameter. Squares and products of float32 are exact in float64.
-RC_INLINE void compare_terms(double a, double b, double* terms) {
+// One parameter's term of a sum. Squares and products of float32 are exact in float64.
+RC_INLINE double compare_term(int which, double a, double b) {
   const double d = a - b;
-  terms[kDifferenceL1] = magnitude(d);
-  terms[kDifferenceSquares] = rounded_product(d, d);
-  terms[kFirstSquares] = rounded_product(a, a);
-  terms[kSecondSquares] = rounded_product(b, b);
-  terms[kProducts] = rounded_product(a, b);
-  terms[kDifferentCount] = d == 0 ? 0 : 1;
-  terms[kLargestDifference] = magnitude(d);
-  terms[kNonfiniteCount] = d - d == 0 ? 0 : 1;
-  terms[kFirstL1] = magnitude(a);
-  terms[kSecondL1] = magnitude(b);
+  switch (which) {
+    case kDifferenceL1:
+    case kLargestDifference:
+      return magnitude(d);
+    case kDifferenceSquares:
+      return rounded_product(d, d);
+    case kFirstSquares:
+      return rounded_product(a, a);
+    case kSecondSquares:
+      return rounded_product(b, b);
+    case kProducts:
+      return rounded_product(a, b);
+    case kDifferentCount:
+      return d == 0 ? 0 : 1;
+    case kNonfiniteCount:
+      return d - d == 0 ? 0 : 1;
+    case kFirstL1:
+      return magnitude(a);
+    default:
+      return magnitude(b);
+  }
 }
 
 RC_INLINE double join_sums(int which, double first, double second) {

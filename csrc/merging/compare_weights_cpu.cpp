@@ -1,23 +1,31 @@
+#include <utility>
+
 #include "common/parallel.h"
 #include "merging/compare_weights_op.h"
 
 namespace robustcore {
 namespace {
 
+using Sums = double[kCompareSums][kCompareLanes];
+
+// Adds a parameter to its lane's sums. Spelled out, as loops over lanes vectorise only without a
+// loop inside.
+template <int... kSums>
+RC_INLINE void add_terms(std::integer_sequence<int, kSums...>, double a, double b, int64_t lane,
+                      Sums& sums) {
+  ((sums[kSums][lane] = join_sums(kSums, sums[kSums][lane], compare_term(kSums, a, b))), ...);
+}
+
 RC_TARGET_CLONES void compare_block(StoredWeights first, const StoredWeights* second, int64_t begin,
                                     int64_t end, double* row) {
-  double sums[kCompareSums][kCompareLanes] = {};
+  Sums sums = {};
   double a[kCompareLanes], b[kCompareLanes] = {};
   for (int64_t start = begin; start < end; start += kCompareLanes) {
     const int64_t count = std::min<int64_t>(kCompareLanes, end - start);
     read_weights(first, start, count, a);
     if (second) read_weights(*second, start, count, b);
     RC_SIMD for (int64_t lane = 0; lane < count; ++lane) {
-      double terms[kCompareSums];
-      compare_terms(a[lane], b[lane], terms);
-      for (int k = 0; k < kCompareSums; ++k) {
-        sums[k][lane] = join_sums(k, sums[k][lane], terms[k]);
-      }
+      add_terms(std::make_integer_sequence<int, kCompareSums>(), a[lane], b[lane], lane, sums);
     }
   }
   for (int k = 0; k < kCompareSums; ++k) {

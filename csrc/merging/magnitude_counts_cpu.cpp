@@ -86,29 +86,35 @@ void count_magnitudes(const Tensor& counts, std::vector<Tensor> base,
                       std::vector<int64_t> upper) {
   const HistogramArguments a("magnitude_histogram_", counts, base, finetuned, vectors, upper);
   // Tasks have a histogram each. A lone task's pieces are cut up, and the parts are added.
-  constexpr int64_t kLeast = int64_t{1} << 18;
+  constexpr int64_t kLeast = int64_t{1} << 18, kChunk = int64_t{1} << 15;
   const int64_t parts =
       std::max<int64_t>(1, std::min<int64_t>(a.parameters / kLeast, a.tasks >= 4 ? 1 : 4));
   std::vector<int64_t> partial(parts > 1 ? static_cast<size_t>(a.tasks * parts * a.bins) : 0);
   int64_t* const result = write_pointer<int64_t>(counts);
   parallel_rows(a.tasks * parts, a.parameters / parts + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t task = item / parts, part = item % parts;
-      int64_t* const row = parts > 1 ? partial.data() + item * a.bins : result + task * a.bins;
-      for (int64_t piece = 0; piece < a.pieces; ++piece) {
-        const Tensor& origin = base[piece];
-        const Tensor& values = finetuned[task * a.pieces + piece];
-        const int64_t size = origin.numel(), first = size * part / parts,
-                      last = size * (part + 1) / parts;
-        in_its_type(a.is_double[piece], [&](auto tag) {
-          using Acc = typename decltype(tag)::type;
-          if (upper.empty()) {
-            count_upper<Acc>(stored(origin), stored(values), vectors[task] != 0, first, last, row);
-          } else {
-            count_lower<Acc>(stored(origin), stored(values), vectors[task] != 0, first, last,
-                             static_cast<uint32_t>(upper[task]), row);
-          }
-        });
+    for (int64_t piece = 0; piece < a.pieces; ++piece) {
+      const Tensor& origin = base[piece];
+      const int64_t size = origin.numel();
+      // Tasks in turn on what of the base is in the cache.
+      for (int64_t chunk = 0; chunk < size / parts + 1; chunk += kChunk) {
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t task = item / parts, part = item % parts;
+          const int64_t first = size * part / parts + chunk;
+          const int64_t last = std::min(first + kChunk, size * (part + 1) / parts);
+          if (first >= last) continue;
+          int64_t* const row =
+              parts > 1 ? partial.data() + item * a.bins : result + task * a.bins;
+          const StoredWeights values = stored(finetuned[task * a.pieces + piece]);
+          in_its_type(a.is_double[piece], [&](auto tag) {
+            using Acc = typename decltype(tag)::type;
+            if (upper.empty()) {
+              count_upper<Acc>(stored(origin), values, vectors[task] != 0, first, last, row);
+            } else {
+              count_lower<Acc>(stored(origin), values, vectors[task] != 0, first, last,
+                               static_cast<uint32_t>(upper[task]), row);
+            }
+          });
+        }
       }
     }
   });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/reduce.cuh"
 #include "common/simt.cuh"
@@ -200,16 +201,23 @@ struct ThreadParameters {
       counts[kPositiveVotes] += sign[k] > Acc(0);
       counts[kNegativeVotes] += sign[k] < Acc(0);
       counts[kCancelled] += sign[k] == Acc(0) && some_say[k];
-      sign[k] = sign[k] == Acc(0) ? static_cast<Acc>(p.method.zero_sign) : sign_of(sign[k]);
+      sign[k] = elected_sign(sign[k], some_say[k], p.method.zero_sign);
     }
   }
 
-  __device__ __forceinline__ void reduce(int (&counts)[kMergeCounters],
-                                         Acc (&merged)[kQuad]) const {
+  // Returns in which of the parameters nobody was elected yet, a bit for each.
+  __device__ __forceinline__ unsigned reduce(int (&counts)[kMergeCounters],
+                                             Acc (&merged)[kQuad]) const {
     const bool elected = p.method.election != Election::kNone;
     Acc sign[kQuad] = {};
     if (elected) elect(counts, sign);
-    Reduced<Acc> reduced[kQuad];
+    unsigned undecided = 0;
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) undecided |= sign[k] != sign[k] ? 1u << k : 0u;
+    const Reduction reduction = p.method.reduction;
+    Acc divisor[kQuad] = {};
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) merged[k] = Acc(0);
     for_each_task([&](int task, Acc(&s)[kQuad]) {
       const int nonfinite = take(task, s);
       if (!elected) counts[kNonfiniteTask] += nonfinite;
@@ -217,11 +225,17 @@ struct ThreadParameters {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
         const bool takes_part = !elected || rounded_product(s[k], sign[k]) > Acc(0);
-        reduced[k].add(p.method.reduction, s[k], weight, takes_part);
+        merged[k] = next_total(reduction, merged[k], s[k], weight, takes_part);
+        if (is_divided(reduction)) {
+          divisor[k] = next_divisor(reduction, divisor[k], s[k], weight, takes_part);
+        }
       }
     });
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) merged[k] = reduced[k].value(p.method.reduction);
+    for (int k = 0; k < kQuad; ++k) {
+      if (is_divided(reduction)) merged[k] = divided(reduction, merged[k], divisor[k]);
+    }
+    return undecided;
   }
 
   // Zero where fewer than `least` masks keep.
@@ -266,11 +280,12 @@ __global__ void __launch_bounds__(kThreads, kCountsTies ? 2 : 3)
     ThreadParameters<Weights, kCountsTies, kTasks> parameters{p, step, first, count, ties, {}};
     Weights::read(p.slice.base, first, count, parameters.base);
     Acc merged[kQuad];
-    parameters.reduce(counts, merged);
+    const unsigned undecided = parameters.reduce(counts, merged);
     if (p.has_lambdas) parameters.keep_consensus(merged);
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
       counts[kNonfiniteBase] += is_finite(parameters.base[k]) ? 0 : 1;
+      if ((undecided >> k) & 1) merged[k] = std::numeric_limits<Acc>::quiet_NaN();
       merged[k] = merged_weight(parameters.base[k], base_factor, scale, merged[k]);
     }
     // Results may be the base or a task: of these this thread has read what it overwrites, and

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/random.h"
 #include "merging/magnitudes.h"
@@ -60,8 +61,8 @@ constexpr int kMarkCancelled = 2;
 struct MergeMethod {
   Election election;
   Reduction reduction;
-  // What is elected where votes cancel out: -1, 0 or 1; or kMarkCancelled: nobody yet, the result is
-  // NaN where some task has a say, and the caller decides.
+  // What is elected where votes cancel out: -1, 0 or 1; or kMarkCancelled: nobody yet, the result
+  // is NaN where some task has a say, and the caller decides.
   int zero_sign;
   uint64_t seed;
   // Consensus: a parameter is kept by `least` masks of these lambdas; null for none.
@@ -108,32 +109,40 @@ RC_INLINE Acc vote_of(Election election, Acc s, Acc weight) {
   return s;
 }
 
-// What a parameter's terms come to, one after the other.
+// Of votes that add up to this. NaN, with which nobody agrees, where the caller decides.
 template <class Acc>
-struct Reduced {
-  Acc total = 0;
-  Acc divisor = 0;
+RC_INLINE Acc elected_sign(Acc votes, bool some_say, int zero_sign) {
+  const Acc mark = some_say ? std::numeric_limits<Acc>::quiet_NaN() : Acc(0);
+  const Acc otherwise = zero_sign == kMarkCancelled ? mark : static_cast<Acc>(zero_sign);
+  const Acc sign = sign_of(votes);
+  return votes == Acc(0) ? otherwise : sign;
+}
 
-  RC_INLINE void add(Reduction reduction, Acc s, Acc weight, bool takes_part) {
-    const Acc term = takes_part ? rounded_product(weight, s) : Acc(0);
-    if (reduction == Reduction::kLargest) {
-      total = magnitude(term) > magnitude(total) ? term : total;
-      return;
-    }
-    total += term;
-    if (reduction == Reduction::kMean) divisor += takes_part && s != Acc(0) ? Acc(1) : Acc(0);
-    if (reduction == Reduction::kWeightedMean) {
-      divisor += takes_part && s != Acc(0) ? weight : Acc(0);
-    }
-  }
-  RC_INLINE Acc value(Reduction reduction) const {
-    if (reduction == Reduction::kMean) return total / (divisor > Acc(1) ? divisor : Acc(1));
-    if (reduction == Reduction::kWeightedMean) {
-      return total / (magnitude(divisor) < Acc(1e-8) ? Acc(1) : divisor);
-    }
-    return total;
-  }
-};
+// What a parameter's terms come to, one after the other, from a total and a divisor of 0. Values in
+// and out: loops over these functions vectorise, loops over an object do not.
+template <class Acc>
+RC_INLINE Acc next_total(Reduction reduction, Acc total, Acc s, Acc weight, bool takes_part) {
+  const Acc term = takes_part ? rounded_product(weight, s) : Acc(0);
+  if (reduction != Reduction::kLargest) return total + term;
+  return magnitude(term) > magnitude(total) ? term : total;
+}
+
+template <class Acc>
+RC_INLINE Acc next_divisor(Reduction reduction, Acc divisor, Acc s, Acc weight, bool takes_part) {
+  const Acc share = reduction == Reduction::kMean ? Acc(1) : weight;
+  const bool has_say = takes_part & (s != Acc(0));  // no branch, or the loop stays scalar
+  return divisor + (has_say ? share : Acc(0));
+}
+
+RC_INLINE bool is_divided(Reduction reduction) {
+  return reduction == Reduction::kMean || reduction == Reduction::kWeightedMean;
+}
+
+template <class Acc>
+RC_INLINE Acc divided(Reduction reduction, Acc total, Acc divisor) {
+  const Acc least = reduction == Reduction::kMean ? Acc(1) : Acc(1e-8);
+  return total / (magnitude(divisor) < least ? Acc(1) : divisor);
+}
 
 // theta_0 itself, bit for bit, where nothing is added to it.
 template <class Acc>

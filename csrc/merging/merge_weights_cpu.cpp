@@ -9,7 +9,9 @@ namespace {
 
 // Parameters whose task vectors a thread has in its cache at a time.
 constexpr int64_t kStrip = 512;
-static_assert(kMergeBlock % kStrip == 0 && kStrip % 4 == 0);
+// Parameters whose sums stay in registers or at least in the nearest cache.
+constexpr int64_t kGroup = 64;
+static_assert(kMergeBlock % kStrip == 0 && kStrip % kGroup == 0 && kStrip % 4 == 0);
 
 template <class Acc>
 struct Scratch {
@@ -37,22 +39,46 @@ RC_INLINE void subtract(const Acc* base, int64_t count, Acc* values) {
 
 // `low_tie`, `high_tie` count on.
 template <class Acc>
-RC_INLINE void keep_window(const MagnitudeWindow& window, int64_t& low_tie, int64_t& high_tie,
-                           int64_t count, Acc* values) {
-  if (window.counts_ties()) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t key = magnitude_key(values[i]);
-      if (!window.keeps(key, low_tie, high_tie)) values[i] = Acc(0);
-      low_tie += key == window.low;
-      high_tie += key == window.high;
-    }
-    return;
+RC_INLINE void keep_ties(const MagnitudeWindow& window, int64_t& low_tie, int64_t& high_tie,
+                         int64_t count, Acc* values) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t key = magnitude_key(values[i]);
+    if (!window.keeps(key, low_tie, high_tie)) values[i] = Acc(0);
+    low_tie += key == window.low;
+    high_tie += key == window.high;
   }
-  const uint32_t least = window.low_ties > 0 ? window.low : window.low + 1;
-  const uint32_t most = window.high;  // no ties are skipped
+}
+
+template <class Acc>
+RC_INLINE void keep_between(uint32_t least, uint32_t most, int64_t count, Acc* values) {
   RC_SIMD for (int64_t i = 0; i < count; ++i) {
     const uint32_t key = magnitude_key(values[i]);
     values[i] = (key >= least) & (key <= most) ? values[i] : Acc(0);
+  }
+}
+
+template <class Acc>
+RC_INLINE void keep_window(const MagnitudeWindow& window, int64_t& low_tie, int64_t& high_tie,
+                           int64_t count, Acc* values) {
+  if (!window.counts_ties()) {  // and no ties of `high` are skipped
+    const uint32_t least = window.low_ties > 0 ? window.low : window.low + 1;
+    return keep_between(least, window.high, count, values);
+  }
+  const uint32_t low = window.low, high = window.high;
+  // Most groups have no tie.
+  for (int64_t first = 0; first < count; first += kGroup) {
+    Acc* const group = values + first;
+    const int64_t size = std::min(kGroup, count - first);
+    uint32_t ties = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t key = magnitude_key(group[i]);
+      ties |= static_cast<uint32_t>(key == low) | static_cast<uint32_t>(key == high);
+    }
+    if (ties) {
+      keep_ties(window, low_tie, high_tie, size, group);
+    } else {
+      keep_between(low, high, size, group);
+    }
   }
 }
 
@@ -72,63 +98,58 @@ RC_INLINE void drop_at_random(const TaskOptions& task, RandomKey key, int number
   }
 }
 
+// Groups may reach past `count`, into what the scratch held before.
 template <Election kElection, class Acc>
 RC_INLINE void vote(const TaskOptions* tasks, int64_t task_count, int64_t count, int zero_sign,
                     Scratch<Acc>& scratch, int64_t* counters) {
-  Acc* const sign = scratch.sign;
-  for (int64_t i = 0; i < kStrip; ++i) sign[i] = Acc(0);
-  for (int64_t t = 0; t < task_count; ++t) {
-    const Acc weight = static_cast<Acc>(tasks[t].weight);
-    const Acc* const s = scratch.task(t);
-    RC_SIMD for (int64_t i = 0; i < count; ++i) sign[i] += vote_of(kElection, s[i], weight);
-  }
-  int32_t some_say[kStrip] = {};
-  for (int64_t t = 0; t < task_count; ++t) {
-    const Acc* const s = scratch.task(t);
-    RC_SIMD for (int64_t i = 0; i < count; ++i) some_say[i] |= s[i] != Acc(0);
-  }
   int32_t positive = 0, negative = 0, cancelled = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    positive += sign[i] > Acc(0);
-    negative += sign[i] < Acc(0);
-    cancelled += (sign[i] == Acc(0)) & (some_say[i] != 0);
+  for (int64_t first = 0; first < count; first += kGroup) {
+    Acc votes[kGroup] = {}, say[kGroup] = {};  // say: not 0 where some task has one
+    for (int64_t t = 0; t < task_count; ++t) {
+      const Acc weight = static_cast<Acc>(tasks[t].weight);
+      const Acc* const s = scratch.task(t) + first;
+      RC_SIMD for (int64_t i = 0; i < kGroup; ++i) {
+        votes[i] += vote_of(kElection, s[i], weight);
+        say[i] += magnitude(s[i]);
+      }
+    }
+    const int64_t size = std::min(kGroup, count - first);
+    for (int64_t i = 0; i < size; ++i) {
+      positive += votes[i] > Acc(0) ? 1 : 0;
+      negative += votes[i] < Acc(0) ? 1 : 0;
+      cancelled += (votes[i] == Acc(0)) & (say[i] != Acc(0)) ? 1 : 0;
+    }
+    Acc* const sign = scratch.sign + first;
+    RC_SIMD for (int64_t i = 0; i < kGroup; ++i) {
+      sign[i] = elected_sign(votes[i], say[i] != Acc(0), zero_sign);
+    }
   }
   counters[kPositiveVotes] += positive;
   counters[kNegativeVotes] += negative;
   counters[kCancelled] += cancelled;
-  if (zero_sign == kMarkCancelled) {
-    const Acc mark = std::numeric_limits<Acc>::quiet_NaN();
-    RC_SIMD for (int64_t i = 0; i < count; ++i) {
-      sign[i] = sign[i] == Acc(0) && some_say[i] != 0 ? mark : sign_of(sign[i]);
-    }
-    return;
-  }
-  const Acc otherwise = static_cast<Acc>(zero_sign);
-  RC_SIMD for (int64_t i = 0; i < count; ++i) {
-    sign[i] = sign[i] == Acc(0) ? otherwise : sign_of(sign[i]);
-  }
 }
 
 // Where there is no election everything takes part.
 template <Reduction kReduction, bool kElected, class Acc>
 RC_INLINE void reduce(const TaskOptions* tasks, int64_t task_count, int64_t count,
                       Scratch<Acc>& scratch) {
-  constexpr int64_t kLanes = 64;
-  for (int64_t first = 0; first < count; first += kLanes) {
-    Acc total[kLanes] = {}, divisor[kLanes] = {};
+  for (int64_t first = 0; first < count; first += kGroup) {
+    Acc total[kGroup] = {}, divisor[kGroup] = {};
+    const Acc* const sign = scratch.sign + first;
     for (int64_t t = 0; t < task_count; ++t) {
       const Acc weight = static_cast<Acc>(tasks[t].weight);
       const Acc* const s = scratch.task(t) + first;
-      const Acc* const sign = scratch.sign + first;
-      RC_SIMD for (int64_t i = 0; i < kLanes; ++i) {
-        Reduced<Acc> reduced{total[i], divisor[i]};
-        reduced.add(kReduction, s[i], weight, !kElected || s[i] * sign[i] > Acc(0));
-        total[i] = reduced.total;
-        divisor[i] = reduced.divisor;
+      RC_SIMD for (int64_t i = 0; i < kGroup; ++i) {
+        const bool takes_part = !kElected || s[i] * sign[i] > Acc(0);
+        total[i] = next_total(kReduction, total[i], s[i], weight, takes_part);
+        if (is_divided(kReduction)) {
+          divisor[i] = next_divisor(kReduction, divisor[i], s[i], weight, takes_part);
+        }
       }
     }
-    RC_SIMD for (int64_t i = 0; i < kLanes; ++i) {
-      scratch.merged[first + i] = Reduced<Acc>{total[i], divisor[i]}.value(kReduction);
+    Acc* const merged = scratch.merged + first;
+    RC_SIMD for (int64_t i = 0; i < kGroup; ++i) {
+      merged[i] = is_divided(kReduction) ? divided(kReduction, total[i], divisor[i]) : total[i];
     }
   }
 }
