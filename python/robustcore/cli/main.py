@@ -20,6 +20,7 @@ import typer
 from .bench import bench
 from .demo import demo
 from .info import info
+from .merge import merge
 from .output import CommandError
 from .selftest import selftest
 
@@ -67,6 +68,7 @@ app.command()(info)
 app.command()(selftest)
 app.command()(bench)
 app.command()(demo)
+app.command()(merge)
 
 
 def run(arguments: Sequence[str]) -> int:
