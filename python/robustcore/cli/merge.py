@@ -213,7 +213,9 @@ def _print_report(report: dict[str, Any]) -> None:
         sign = {1: "+", -1: "-", 0: "neither"}[report["zero_sign"]]
         output.print(f"{report['cancelled']:,} votes cancelled out; elected: {sign}")
     if any(report["nonfinite"].values()):
-        output.print(f"weights that are not finite: {report['nonfinite']}", markup=False, soft_wrap=True)
+        output.print(
+            f"weights that are not finite: {report['nonfinite']}", markup=False, soft_wrap=True
+        )
     output.print(
         f"wrote {report['output']} ({human_bytes(report['bytes_written'])}) in "
         f"{report['seconds']:.1f} s",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .output import Problems
+from .output import CommandError, Problems
 
-__all__ = ["open_models", "same_files"]
+__all__ = ["check_new_file", "open_models", "same_files"]
 
 
 def open_models(
@@ -46,3 +47,27 @@ def same_files(models: Iterable[tuple[str, Any]]) -> list[str]:
         if other != name:
             found.append(f"{other} and {name} must be different models, got one: {model.name}")
     return found
+
+
+def check_new_file(path: str, size: int, inputs: Sequence[str], overwrite: bool) -> None:
+    """A file of ``size`` bytes can be written there, and it is none of the inputs.
+
+    Raises:
+        CommandError: It cannot; says why.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise CommandError(f"{folder}: the folder of the output must exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CommandError(f"{folder}: the folder of the output must be writable")
+    if os.path.exists(target):
+        if not os.path.isfile(target):
+            raise CommandError(f"{path}: the output must be a file")
+        if any(os.path.samefile(name, target) for name in inputs):
+            raise CommandError(f"{path}: the output must not be a file that is read")
+        if not overwrite:
+            raise CommandError(f"{path}: the output exists; --overwrite replaces it")
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise CommandError(f"the output needs {size} bytes in {folder}, where {free} are free")

@@ -26,7 +26,14 @@ from .packed_masks import PackedMasks
 from .state_dict import FlatLayout, Model, raise_differences, read_layout
 from .tall_masks import TallMasks, checked_lambdas
 
-__all__ = ["MaskPlan", "StreamedMasks", "apply_to_file", "plan_masks", "tall_masks_from_files"]
+__all__ = [
+    "MaskPlan",
+    "StreamedMasks",
+    "apply_to_file",
+    "plan_masks",
+    "tall_masks_from_files",
+    "unpack_to_file",
+]
 
 _WORD = 64
 
@@ -253,6 +260,41 @@ def apply_to_file(
                 )
         for info in skipped:
             _carry(info, base, writer)
+
+
+def unpack_to_file(
+    masks: PackedMasks,
+    task: str,
+    output: str | os.PathLike[str],
+    *,
+    inputs: Sequence[str] = (),
+    overwrite: bool = False,
+) -> None:
+    """Writes the mask of one task as a state dict of booleans, in the shapes of the parameters."""
+    row = masks.words[masks.tasks.index(task)]
+    tensors, start = [], 0
+    for info in masks.layout.parameters:
+        tensors.append(MergedTensor(info.key, info.shape, torch.bool, start, ()))
+        start += info.numel
+    stored = [StoredTensor(info.key, info.shape, torch.bool) for info in masks.layout.parameters]
+    identity = {"masks": _digest([row]), "task": task}
+    with CheckpointWriter(
+        output,
+        stored,
+        {"format": "pt"},
+        identity=identity,
+        inputs=inputs,
+        overwrite=overwrite,
+        restart=True,
+    ) as writer:
+        done = 0
+        for chunk in _flat_chunks(tensors, 1 << 24):
+            words = row[done // _WORD : -(-(done + chunk.parameters) // _WORD)]
+            flat = implementation(row).mask_unpack(words, chunk.parameters)
+            parts = flat.split([piece.parameters for piece in chunk.slices])
+            for piece, part in zip(chunk.slices, parts, strict=True):
+                writer.write(piece.tensor.key, piece.start, part)
+            done += chunk.parameters
 
 
 def _walk(plan: MergePlan, step: int) -> Iterable[Pieces]:
