@@ -51,7 +51,7 @@ def build(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="BASE FINETUNED...",
+            metavar="BASE FINETUNED",
             help="The base and the models that were fine-tuned from it, PATH or NAME=PATH each.",
             show_default=False,
         ),
@@ -65,15 +65,15 @@ def build(
     lambdas: Annotated[
         str | None,
         typer.Option(
-            help="Values of λ to show densities for, for example 0.2,0.3,0.4.  [default: what is "
-            "selected, without --output 0.2,0.3,0.4,0.5,0.6]"
+            help="Values of λ to show densities for, for example 0.2,0.3,0.4 (default: what is "
+            "selected, without --output 0.2,0.3,0.4,0.5,0.6)"
         ),
     ] = None,
     select: Annotated[
         str | None,
         typer.Option(
             help="The λ of the masks that are written: one for all tasks, or NAME=0.3,... for "
-            "every task.  [default: 0.4]"
+            "every task. (default: 0.4)"
         ),
     ] = None,
     consensus: Annotated[

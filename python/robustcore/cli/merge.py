@@ -28,7 +28,7 @@ def merge(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="BASE FINETUNED...",
+            metavar="BASE FINETUNED",
             help="The base and the models that were fine-tuned from it, PATH or NAME=PATH each: a "
             "safetensors or PyTorch file, an index of shards, a folder with one of them, or the "
             "folder of a LoRA adapter.",
@@ -40,7 +40,7 @@ def merge(
         typer.Option("--output", "-o", help="A safetensors file; with --max-shard-size a folder."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="See --list-methods.  [default: task_arithmetic]")
+        str | None, typer.Option(help="See --list-methods. (default: task_arithmetic)")
     ] = None,
     options: Annotated[
         list[str] | None,
@@ -62,17 +62,17 @@ def merge(
     mismatch: Annotated[
         str | None,
         typer.Option(
-            help="Where models do not match the base: error, skip, crop or pad.  [default: error]"
+            help="Where models do not match the base: error, skip, crop or pad. (default: error)"
         ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the merged tensors; by default that of the base's.")
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(help="For all buffers.  [default: 1GiB]")
+        str | None, typer.Option(help="For all buffers. (default: 1GiB)")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where to compute: cpu or cuda.  [default: cpu]")
+        str | None, typer.Option(help="Where to compute: cpu or cuda. (default: cpu)")
     ] = None,
     allow_nonfinite: Annotated[
         bool | None,
@@ -101,8 +101,7 @@ def merge(
 ) -> None:
     """Merge models that were fine-tuned from one base.
 
-    The output appears when it is complete. A merge that was killed goes on where it was when the
-    same command is run again.
+    The output appears when it is complete. After a kill the same command goes on where it was.
     """
     from .merge_plan import method_rows, print_methods, print_plan
     from .merge_setup import plan_facts, prepare, read_settings
@@ -213,9 +212,8 @@ def _print_report(report: dict[str, Any]) -> None:
         sign = {1: "+", -1: "-", 0: "neither"}[report["zero_sign"]]
         output.print(f"{report['cancelled']:,} votes cancelled out; elected: {sign}")
     if any(report["nonfinite"].values()):
-        output.print(
-            f"weights that are not finite: {report['nonfinite']}", markup=False, soft_wrap=True
-        )
+        counts = ", ".join(f"{count:,} in {where}" for where, count in report["nonfinite"].items())
+        output.print(f"weights that are not finite: {counts}", soft_wrap=True)
     output.print(
         f"wrote {report['output']} ({human_bytes(report['bytes_written'])}) in "
         f"{report['seconds']:.1f} s",

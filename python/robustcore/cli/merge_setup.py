@@ -140,7 +140,9 @@ def prepare(settings: Settings, stack: contextlib.ExitStack) -> Job:
             outputs, resumes = _check_output(settings, base, list(models.values()), plan)
     if plan is not None and recipe is not None and isinstance(settings.max_memory, int):
         with problems.collect():
-            cost = expected_cost("merge", plan, recipe, execution(settings))
+            # Where it is computed does not matter, and may be nowhere.
+            how = execution(dataclasses.replace(settings, device="cpu"))
+            cost = expected_cost("merge", plan, recipe, how)
     problems.check()
     return Job(settings, plan, recipe, cost, outputs, resumes)
 
