@@ -252,9 +252,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command, folder, tasks):
         ("della", "--set", "lines=true"),
     ],
 )
-def test_the_plan_says_how_often_weights_are_read(
-    command, folder, monkeypatch, method, memory
-):
+def test_the_plan_says_how_often_weights_are_read(command, folder, monkeypatch, method, memory):
     if memory != "1GiB":  # chunks smaller than tensors
         from robustcore.merging.engine import execute
 
