@@ -31,7 +31,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 # Only the command, the demo and the tests need these.
-HIDDEN = {"sklearn", "matplotlib", "rich", "typer", "scipy", "hypothesis", "pytest"}
+HIDDEN = {"sklearn", "matplotlib", "rich", "typer", "yaml", "scipy", "hypothesis", "pytest"}
 
 
 def test_import_without_optional_packages() -> None:

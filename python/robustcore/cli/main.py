@@ -19,7 +19,10 @@ import typer
 
 from .bench import bench
 from .demo import demo
+from .diff import diff
 from .info import info
+from .masks import masks
+from .merge import merge
 from .output import CommandError
 from .selftest import selftest
 
@@ -67,6 +70,9 @@ app.command()(info)
 app.command()(selftest)
 app.command()(bench)
 app.command()(demo)
+app.command()(merge)
+app.add_typer(masks)
+app.command()(diff)
 
 
 def run(arguments: Sequence[str]) -> int:

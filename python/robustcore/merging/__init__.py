@@ -1,8 +1,10 @@
 """Model merging: named methods from state dicts or files, task vectors, masks of all tasks."""
 
 from .combine_task_vectors import TaskCoefficients, combine_task_vectors
+from .compare import BufferDifference, Comparison, Difference, compare
 from .emr import EMRMerge, emr_merge
 from .mask_file import MaskFile, read_mask_file
+from .mask_stream import tall_masks_from_files
 from .merge import MergeReport, merge
 from .methods import METHODS
 from .packed_masks import PackedMasks
@@ -18,6 +20,9 @@ from .weight_signature import WeightSignature, robust_weight_signature
 
 __all__ = [
     "METHODS",
+    "BufferDifference",
+    "Comparison",
+    "Difference",
     "EMRMerge",
     "FlatLayout",
     "LinearizedModule",
@@ -32,6 +37,7 @@ __all__ = [
     "TensorInfo",
     "WeightSignature",
     "combine_task_vectors",
+    "compare",
     "elect_sign",
     "emr_merge",
     "linearize",
@@ -43,6 +49,7 @@ __all__ = [
     "search",
     "select_lambdas",
     "tall_masks",
+    "tall_masks_from_files",
     "task_vector",
     "trim",
 ]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["BlockMap", "depth_scales", "find_blocks"]
+__all__ = ["BlockMap", "depth_scales", "find_blocks", "layer_names"]
 
 # Names that transformers and residual networks give to their stacks. A number below anything else
 # (``mlp.0``, ``classifier.2``) is not a block.
@@ -105,3 +105,19 @@ def depth_scales(
     for key, block in blocks.block_of.items():
         scales[key] = alpha + beta * block / (blocks.count - 1)
     return scales
+
+
+def layer_names(keys: Iterable[str]) -> dict[str, str]:
+    """The layer of each key, in the order of their numbers: for a tensor in a block the name of the
+    block (``encoder.layer.3``), for any other that of its module."""
+    places: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for key in keys:
+        staged, numbered = _STAGED.match(key), _NUMBERED.match(key)
+        if staged:
+            places[key] = (staged["stack"], (int(staged["stage"]), int(staged["number"])))
+        elif numbered:
+            places[key] = (numbered["stack"] + ".", (int(numbered["number"]),))
+        else:
+            places[key] = (key.rpartition(".")[0] or key, ())
+    ordered = sorted(places, key=lambda key: (*places[key], key))
+    return {key: places[key][0] + ".".join(map(str, places[key][1])) for key in ordered}

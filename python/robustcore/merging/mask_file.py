@@ -61,8 +61,13 @@ def write_mask_file(
     base: Model | None = None,
     merged: Model | None = None,
     embed: bool = False,
+    hashes: Mapping[str, str] | None = None,
 ) -> None:
-    """What :meth:`PackedMasks.save` does."""
+    """What :meth:`PackedMasks.save` does.
+
+    Args:
+        hashes: SHA-256 of ``base`` and ``merged``, where the models themselves are not given.
+    """
     op = "PackedMasks.save"
     given = {
         name: model for name, model in (("base", base), ("merged", merged)) if model is not None
@@ -76,7 +81,8 @@ def write_mask_file(
     rows = masks.packed.cpu()
     metadata = describe(masks, rows)
     for name in ("base", "merged"):
-        metadata[f"{name}_sha256"] = sha256(models[name]) if name in models else ""
+        known = (hashes or {}).get(name, "")
+        metadata[f"{name}_sha256"] = sha256(models[name]) if name in models else known
     embedded = sorted(models) if embed else []
     buffers = _buffers_of(masks.layout, base) if "base" in embedded else []
     metadata["buffers_sha256"] = sha256(buffers) if "base" in embedded else ""

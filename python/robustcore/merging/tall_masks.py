@@ -16,7 +16,7 @@ from .packed_masks import PackedMasks
 from .state_dict import FlatLayout, Model, matching_tensors, named_models, read_layout
 from .task_vectors import widened
 
-__all__ = ["TallMasks", "tall_masks"]
+__all__ = ["TallMasks", "checked_lambdas", "tall_masks"]
 
 _MAXIMUM_LAMBDAS = 63
 _MAXIMUM_CUDA_TASKS = 256
@@ -90,7 +90,7 @@ def tall_masks(
         tensor([ True, False,  True, False])
     """
     op = "tall_masks"
-    values = _checked_lambdas(op, lambdas)
+    values = checked_lambdas(op, lambdas)
     check_choice(op, "comparison", comparison, ("strict", "paper"))
     layout, device = read_layout(op, base)
     models = named_models(op, finetuned)
@@ -244,7 +244,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
+def checked_lambdas(op: str, lambdas: Sequence[float]) -> tuple[float, ...]:
     if isinstance(lambdas, (str, bytes)) or not isinstance(lambdas, (Sequence, Tensor)):
         raise TypeError(
             f"{op}: lambdas must be a sequence of numbers, got {type(lambdas).__name__}"

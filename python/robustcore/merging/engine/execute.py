@@ -155,6 +155,22 @@ class _Run:
         longest = max((chunk.parameters for chunk in self.chunks), default=0)
         self._stream = Stream(plan, longest, how.device)
 
+    @property
+    def needs_own_facts(self) -> bool:
+        """Whether a tensor's facts take more than what is known of the model."""
+        return self._keeper.needs_own_facts
+
+    def cut_tensors(self) -> list[MergedTensor]:
+        """The tensors that do not fit into one chunk."""
+        divided = {
+            piece.tensor.key for c in self.chunks for piece in c.slices if not piece.is_whole
+        }
+        return [tensor for tensor in self.plan.tensors if tensor.key in divided]
+
+    def buffer_bytes(self) -> int:
+        """Bytes of one set of buffers."""
+        return self._stream.set_bytes
+
     def _layout(self, preferred: int, largest: int) -> tuple[int, int]:
         """How tensors are cut: as in an earlier run if that fits into this one's memory.
 
@@ -184,12 +200,8 @@ class _Run:
 
     def gather(self) -> None:
         kept = self.journal.recall("facts")
-        divided = {
-            piece.tensor.key for c in self.chunks for piece in c.slices if not piece.is_whole
-        }
-        cut_tensors = [tensor for tensor in self.plan.tensors if tensor.key in divided]
         if kept is None:
-            self._keeper.gather(self.plan.tensors, cut_tensors, self._walk)
+            self._keeper.gather(self.plan.tensors, self.cut_tensors(), self._walk)
             self.journal.remember("facts", self._keeper.state())
         else:
             self._keeper.restore(kept)

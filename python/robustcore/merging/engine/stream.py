@@ -62,6 +62,11 @@ class Stream:
         self._vectors = [int(task.is_task_vector) for task in plan.tasks.values()]
         self._sets = [_Buffers(plan, capacity) for _ in range(BUFFER_SETS)]
 
+    @property
+    def set_bytes(self) -> int:
+        """Bytes of one set of buffers when it is full."""
+        return self._sets[0].size
+
     def walk(self, chunks: Sequence[Chunk]) -> Iterator[Pieces]:
         """The pieces of each chunk, for facts; a chunk's memory is used again after the next."""
         for _, pieces, _ in self._read_ahead(chunks):
@@ -162,6 +167,10 @@ class _Buffers:
         self._bytes = [torch.empty(0, dtype=torch.uint8) for _ in widths]
         self._sizes = [width * capacity + _SLACK for width in widths]
         self._used = [0] * len(widths)
+
+    @property
+    def size(self) -> int:
+        return sum(self._sizes)
 
     def wait(self) -> None:
         """Until the results of the chunk that was here are written."""
