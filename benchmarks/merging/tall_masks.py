@@ -31,8 +31,8 @@ def eager(base: Tensor, finetuned: list[Tensor]) -> list[list[Tensor]]:
 
 
 def procedure(base: Tensor, finetuned: list[Tensor]) -> list[list[np.ndarray]]:
-    """The authors' procedure, written plainly: all models flat in one matrix, for each λ the masks of
-    all tasks as booleans, then numpy's packbits row by row."""
+    """The authors' procedure, written plainly: all models flat in one matrix, for each λ the masks
+    of all tasks as booleans, then numpy's packbits row by row."""
     weights = torch.vstack(finetuned)
     merged = base + (weights - base).sum(dim=0)
     masks = []
