@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robustcore.merging import merge
+
 # Of 20 in all.
 CASES = [
     # A journal of facts: histograms over the whole model before anything is written.
@@ -62,3 +64,29 @@ def test_killed_at_random_moments(
     assert found["kills"] == kills
     assert found["resumed"] > 0
     assert found["completed"] == found["identical"] > 0
+
+
+@pytest.mark.parametrize(("method", "options"), [case[:2] for case in CASES])
+def test_killed_before_the_journal_goes(
+    models: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
+) -> None:
+    """The file has its final name, what says so is not on the disk yet."""
+    files = sorted(models.glob("model-*.safetensors"))
+    output = models / "named.safetensors"
+
+    def run() -> None:
+        merge(files[0], files[1:], method=method, output=output, max_memory=32 << 20, **options)
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robustcore.merging.output.writer.sync_folder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (models / "named.safetensors.journal").exists()
+    complete = output.read_bytes()
+    run()
+    assert output.read_bytes() == complete
+    assert not (models / "named.safetensors.journal").exists()
+    output.unlink()
