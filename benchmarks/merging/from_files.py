@@ -14,8 +14,8 @@ cache, in turns:
   its peak.
 
 A merge can be no faster than the slower of its reads and its write, which overlap: that is the
-bound it is compared with; the fraction of the read rate alone is given beside it. A cold cache comes
-about by ``posix_fadvise`` (``POSIX_FADV_DONTNEED``), which needs no rights.
+bound it is compared with; the fraction of the read rate alone is given beside it. A cold cache
+comes about by ``posix_fadvise`` (``POSIX_FADV_DONTNEED``), which needs no rights.
 """
 
 from __future__ import annotations
