@@ -48,6 +48,8 @@ _MODULES = (
     "merging.tall_masks",
     "merging.task_switcher",
     "merging.combine_task_vectors",
+    "merging.mask_consensus",
+    "merging.ties_global",
     "pcr.linear_recurrence",
 )
 
@@ -174,6 +176,10 @@ class Benchmark(ABC):
     @abstractmethod
     def accuracy(self, device: str, quick: bool) -> Sequence[Accuracy]:
         """Errors against float64."""
+
+    def counts(self, case: Case) -> Mapping[str, float]:
+        """Numbers of the operator that are no times, by name; measured outside the timing."""
+        return {}
 
 
 def all_benchmarks() -> list[Benchmark]:

@@ -134,6 +134,7 @@ def measure_row(benchmark: Benchmark, case: Case, settings: Settings) -> dict[st
     row = assemble_row(benchmark, case, results, skipped + failed)
     row["input_sets"] = len(input_sets)
     row["gradient_bytes"] = sum(leaf.nbytes for leaf in input_sets[0].leaves)
+    row["counts"] = dict(benchmark.counts(case))
     row["cache_resident"] = input_bytes * len(input_sets) < 2 * cache_bytes(case.device)
     if settings.quick:
         return row

@@ -133,6 +133,8 @@ def _measured(target: Mapping[str, Any]) -> str:
         return f"{mebibytes(value)} of {mebibytes(target['bound'])}"
     if target["metric"].startswith("fraction"):
         return percent(value)
+    if target["metric"].startswith("count"):
+        return f"{value:g}"
     if target["metric"].startswith("memory_ratio"):
         return f"{percent(value)} of {percent(target['bound'])}"
     return times(value)

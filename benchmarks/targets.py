@@ -19,7 +19,8 @@ class Target:
         label: What is promised, in words.
         metric: ``speedup:<contestant kind or name>``, ``fraction_of_copy``, ``fraction_of_read``,
             ``extra_bytes``, ``memory_ratio:<contestant kind>`` (extra memory of the operator over
-            that of the thriftiest contestant of the kind),
+            that of the thriftiest contestant of the kind), ``count:<name>`` (of
+            :meth:`Benchmark.counts`),
             ``memory_ratio_beside_gradients:<contestant kind>`` (the same without the gradients that
             every contestant returns) or ``error_ratio``.
         bound: The threshold.
@@ -84,6 +85,8 @@ def _measured(
             metric, _, kind = target.metric.partition(":")
             if metric == "speedup":
                 return _best_speedup(row, kind)
+            if metric == "count":
+                return row["counts"].get(kind)
             if metric == "extra_bytes":
                 return row["extra_bytes"].get(row["operator_name"])
             if metric == "memory_ratio":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,18 @@ def eager(base: Tensor, finetuned: list[Tensor]) -> list[list[Tensor]]:
     from robustcore.reference.merging import tall_masks_eager
 
     return tall_masks_eager(base, finetuned, _LAMBDAS)
+
+
+def procedure(base: Tensor, finetuned: list[Tensor]) -> list[list[np.ndarray]]:
+    """The authors' procedure, written plainly: all models flat in one matrix, for each λ the masks
+    of all tasks as booleans, then numpy's packbits row by row."""
+    weights = torch.vstack(finetuned)
+    merged = base + (weights - base).sum(dim=0)
+    masks = []
+    for value in _LAMBDAS:
+        kept = (base - weights).abs() > (merged - weights).abs() * value
+        masks.append([np.packbits(row.numpy(), bitorder="little") for row in kept.cpu()])
+    return masks
 
 
 def tuned(base: Tensor, finetuned: list[Tensor]) -> list[list[Tensor]]:
@@ -58,8 +71,8 @@ class TallMasks(Benchmark):
         Size(_LARGE, {"tasks": _TASKS, "parameters": _PARAMETERS}, "large"),
     )
     targets = (
-        Target("at least 40 times as fast as eager", "speedup:eager", 40.0, _LARGE, "forward"),
-        Target("at least 50 % of the read bandwidth", "fraction_of_read", 0.5, _LARGE, "forward"),
+        Target("at least 100 times as fast as eager", "speedup:eager", 100.0, _LARGE, "forward"),
+        Target("at least 60 % of the read bandwidth", "fraction_of_read", 0.6, _LARGE, "forward"),
         Target(
             "extra memory: 1.05 times the packed output and 64 MiB",
             "extra_bytes",
@@ -98,7 +111,10 @@ class TallMasks(Benchmark):
 
         return (
             lambda: Contestant("robustcore", "operator", tall_masks),
-            lambda: Contestant("eager", "eager", eager, note="the authors' order of operations"),
+            lambda: Contestant("eager", "eager", eager, note="one mask after the other"),
+            lambda: Contestant(
+                "procedure", "eager", procedure, note="the authors' steps, packbits"
+            ),
             lambda: Contestant("eager, tuned", "peer", tuned, note="differences shared by the λ"),
             lambda: compiled(eager),
             _published,

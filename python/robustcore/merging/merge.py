@@ -305,4 +305,6 @@ class _FileSink:
         return None
 
     def write(self, key: str, start: int, values: Tensor) -> None:
-        self._writer.write(key, start, values.cpu())
+        # Killed while files got their names: all of it is written, only names may be missing.
+        if not self._writer.journal.finishing:
+            self._writer.write(key, start, values.cpu())
