@@ -32,10 +32,10 @@ template <class Row, class Softmax, class... Streams>
 RC_INLINE auto log_probabilities(const Row& row, const Softmax& softmax, bool wanted,
                               const Streams&... streams) {
   using Acc = decltype(softmax.total);
-  // Not so for NaN, and for a row of nothing but -inf.
+  // Not so for NaN, and for a row of nothing but -inf. Then one class has more than half of the
+  // total: the only exponential above 1/2.
   const bool is_narrow = wanted && softmax.total >= Acc(1) && softmax.total < Acc(1.5);
   if (is_narrow) {
-    // One class has more than half of the total: the only exponential above 1/2.
     const auto rest = row.template sums<1>(
         [&](Acc cached, auto... in)
     RC_INLINE_LAMBDA {
