@@ -28,6 +28,7 @@ $(VENV)/.installed: requirements-dev.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(sources)
+	@echo "compiling the kernels; this takes minutes, without further output"
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --no-deps \
 	  -Cbuild-dir=build/editable $(BUILD_OPTIONS) --editable .
 	touch $@

@@ -228,13 +228,13 @@ RC_INLINE SoftplusParts<float> softplus_parts(float y) {
   even = even * square + 1.0680554e-1f;
   even = even * square + 1.96954e-1f;
   even = even * square + 3.3330512e-1f;
-  even = even * square + 1.0f;
   float odd = -3.3184695e-3f;
   odd = odd * square - 5.7664424e-2f;
   odd = odd * square - 1.5355395e-1f;
   odd = odd * square - 2.4958587e-1f;
   odd = odd * square - 4.999993e-1f;
-  return {odd * y + even, 1.0f / (1.0f + y)};
+  // The small part first: one rounding of a number near 1.
+  return {1.0f + (odd * y + even * square), 1.0f / (1.0f + y)};
 }
 RC_INLINE SoftplusParts<double> softplus_parts(double y) {
   return {y > 0.0 ? log1p(y) / y : 1.0 + y, 1.0 / (1.0 + y)};

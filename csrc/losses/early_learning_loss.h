@@ -5,6 +5,7 @@
 // with the label's weights w of target.h. t is the example's state.
 #pragma once
 
+#include "losses/log_probability.h"
 #include "losses/logit_source.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -28,7 +29,6 @@ struct EarlyLearningLoss {
     RC_INLINE_LAMBDA { return transform.apply(in); };
     const auto softmax = row.template softmax<0, 0>(
         logit, [](Acc) RC_INLINE_LAMBDA { return Values<Acc, 0>{}; }, z);
-    const Acc lse = softmax.lse();
     const Acc inverse_total = Acc(1) / softmax.total;
     const Acc least = Acc(1e-4), most = Acc(1) - Acc(1e-4);
     const auto clamped = [=](Acc probability) RC_INLINE_LAMBDA {
@@ -70,50 +70,54 @@ struct EarlyLearningLoss {
     const bool hard = options.label() == Label::kClass;
     const LabelWeights<Acc> label(p, i);
     const auto weights = row.materialized(label, !hard);
+    const Acc of_class = hard ? transform.apply(z.at(label.target)) : Acc(0);  // h of the label
+    const auto log_probability =
+        log_probabilities(row, softmax, !hard || of_class == softmax.maximum, z);
+    const Acc lse = log_probability.lse();
     Acc loss, mass;
-    Acc of_target = 0;
     if (hard) {
-      const Acc h = transform.apply(z.at(label.target));
       mass = p.class_weight ? p.class_weight[label.target] : Acc(1);
-      loss = mass * (lse - h);
-      if constexpr (kGradients) of_target = exponential(h - softmax.maximum) * inverse_total;
+      loss = -mass * log_probability.of(of_class);
     } else {
       const auto sums = row.template sums<2>(
           [&](Acc w, Acc in) RC_INLINE_LAMBDA {
-            const Acc term = w * (lse - transform.apply(in));
+            const Acc term = -w * log_probability.of(transform.apply(in));
             return Values<Acc, 2>{{w == Acc(0) ? Acc(0) : term, w}};
           },
           weights, z);
       loss = sums[0];
       mass = sums[1];
     }
-    loss += p.lse_square * (lse * lse) + strength * logarithm(gap);
+    loss += lse_penalty(p.lse_square, lse) + strength * logarithm(gap);
 
     if constexpr (kGradients) {
       T* const outputs[1] = {p.grad_logits ? p.grad_logits + i * p.classes : nullptr};
       const Acc pull = -strength / gap;
-      const Acc push = mass + Acc(2) * p.lse_square * lse - pull * agreement[1];
-      // d loss / dh of a class, but for what the label takes away.
-      const auto pushed = [&](Acc probability, Acc t) RC_INLINE_LAMBDA {
+      const Acc beside = Acc(2) * p.lse_square * lse - pull * agreement[1];
+      // d loss / dh of a class, but for what the label takes away; push: mass + beside.
+      const auto pushed = [&](Acc push, Acc probability, Acc t) RC_INLINE_LAMBDA {
         const Acc regularised = push + pull * t;
         return probability * (clamped(probability) == probability ? regularised : push);
       };
+      const Acc push = mass + beside;
       if (hard) {
-        // The true class is formed in the wide type: p - 1 loses everything in a 16-bit one.
-        const Acc own = pushed(of_target, used.at(label.target)) - mass;
+        // The true class is formed in the wide type, and without the difference p - 1.
+        const Acc of_target = exponential(of_class - softmax.maximum) * inverse_total;
+        const Acc own = pushed(beside, of_target, used.at(label.target)) -
+                        mass * log_probability.complement(of_class, of_target);
         const Acc bend = transform.slope(z.at(label.target));
         row.synchronize();  // the gradient may take the place of what was read above
         row.write(outputs, label.target, Values<Acc, 1>{{factor * own * bend}},
                   [&](Acc cached, Acc t, Acc in) RC_INLINE_LAMBDA {
                     const Acc probability = softmax.exponential(cached, in) * inverse_total;
-                    return Values<Acc, 1>{{factor * pushed(probability, t) * transform.slope(in)}};
+                    return Values<Acc, 1>{{factor * pushed(push, probability, t) * transform.slope(in)}};
                   },
                   softmax.cached, used, z);
       } else {
         row.write(outputs, -1, Values<Acc, 1>{},
                   [&](Acc cached, Acc w, Acc t, Acc in) RC_INLINE_LAMBDA {
                     const Acc probability = softmax.exponential(cached, in) * inverse_total;
-                    const Acc gradient = pushed(probability, t) - w;
+                    const Acc gradient = pushed(push, probability, t) - w;
                     return Values<Acc, 1>{{factor * gradient * transform.slope(in)}};
                   },
                   softmax.cached, weights, used, z);

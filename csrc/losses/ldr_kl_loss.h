@@ -95,7 +95,7 @@ struct NormalizedScores {
   Acc largest;  // logit
   Scores scores;
   Acc inverse_size;  // 1 / B
-  Acc count;         // K
+  Acc count;         // K; NaN where a logit is +inf, and with it everything else
   Acc factor;        // K / B; 0 where all scores are 0
   Acc top;           // b of the largest logit
 
@@ -115,7 +115,9 @@ struct NormalizedScores {
           return terms;
         },
         logits);
-    count = sums[1];
+    // Scores of +inf have no common size.
+    const bool unbounded = largest == static_cast<Acc>(__builtin_huge_val());
+    count = unbounded ? static_cast<Acc>(__builtin_nan("")) : sums[1];
     const Acc tiny = sizeof(Acc) == 8 ? Acc(2.2250738585072014e-308) : Acc(1.17549435e-38);
     inverse_size = sums[0] < tiny * count ? Acc(0) : Acc(1) / sums[0];
     factor = count * inverse_size;

@@ -8,6 +8,7 @@
 // Policy brings value and slope: see comp_sum_loss.h.
 #pragma once
 
+#include "losses/log_probability.h"
 #include "losses/logit_source.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -50,33 +51,34 @@ struct LogitLoss {
 
     return Source::with_streams(p, i, [&](const auto&... streams) RC_INLINE_LAMBDA {
       const auto softmax = row.template softmax<kDirections, 0>(logit, direction, streams...);
-      const Acc lse = softmax.lse();
       const bool hard = options.label() == Label::kClass;
       const LabelWeights<Acc> label(p, i);
+      const Acc of_class = hard ? logit(streams.at(label.target)...) : Acc(0);  // h of the label
+      const auto log_probability =
+          log_probabilities(row, softmax, !hard || of_class == softmax.maximum, streams...);
+      const Acc lse = log_probability.lse();
       const auto weights = row.materialized(label, !hard);
 
       // sum t value(log p), sum t slope(log p), and the latter times the directions.
       Acc loss, pull;
       Values<Acc, kDirections> pulled{};
-      [[maybe_unused]] Acc of_target = 0;  // exp(h_y - maximum)
       if (hard) {
-        const Acc h = logit(streams.at(label.target)...);
+        const Acc log_p = log_probability.of(of_class);
         const Acc weight = p.class_weight ? p.class_weight[label.target] : Acc(1);
-        loss = weight * policy.value(h - lse);
-        pull = weight * policy.slope(h - lse);
+        loss = weight * policy.value(log_p);
+        pull = weight * policy.slope(log_p);
         if constexpr (kDirections > 0) {
           const Values<Acc, kDirections> along = direction(streams.at(label.target)...);
           for (int k = 0; k < kDirections; ++k) pulled.value[k] = pull * along.value[k];
         }
-        if constexpr (kGradients) of_target = exponential(h - softmax.maximum);
       } else {
         const auto sums = row.template sums<2 + kDirections>(
             [&](Acc t, auto... in) RC_INLINE_LAMBDA {
-              const Acc log_probability = logit(in...) - lse;
-              const Acc slope = t * policy.slope(log_probability);
+              const Acc log_p = log_probability.of(logit(in...));
+              const Acc slope = t * policy.slope(log_p);
               Values<Acc, 2 + kDirections> terms{};
               // A class that the label gives nothing must not turn 0 * inf into NaN.
-              const Acc value = t * policy.value(log_probability);
+              const Acc value = t * policy.value(log_p);
               terms.value[0] = t == Acc(0) ? Acc(0) : value;
               terms.value[1] = t == Acc(0) ? Acc(0) : slope;
               if constexpr (kDirections > 0) {
@@ -93,8 +95,9 @@ struct LogitLoss {
         pull = sums.value[1];
         for (int k = 0; k < kDirections; ++k) pulled.value[k] = sums.value[2 + k];
       }
-      loss += p.lse_square * (lse * lse);
-      [[maybe_unused]] const Acc push = pull + Acc(2) * p.lse_square * lse;
+      loss += lse_penalty(p.lse_square, lse);
+      [[maybe_unused]] const Acc lse_push = Acc(2) * p.lse_square * lse;
+      [[maybe_unused]] const Acc push = pull + lse_push;
 
       if constexpr (kGradients) {
         const Acc inverse_total = Acc(1) / softmax.total;
@@ -112,8 +115,10 @@ struct LogitLoss {
         }
         const Acc scale = factor * push * inverse_total;
         if (hard) {
-          // The true class is formed in the wide type: p - 1 loses everything in a 16-bit one.
-          const Acc own = scale * of_target - factor * pull;
+          // The true class is formed in the wide type, and without the difference p - 1.
+          const Acc of_target = exponential(of_class - softmax.maximum) * inverse_total;
+          const Acc own = factor * (lse_push * of_target -
+                                    pull * log_probability.complement(of_class, of_target));
           const Acc bend = transform.slope(source.raw(streams.at(label.target)...));
           row.write(outputs, label.target, source.gradients(own * bend),
                     [&](Acc cached, auto... in) RC_INLINE_LAMBDA {
@@ -125,8 +130,8 @@ struct LogitLoss {
           row.write(outputs, -1, source.gradients(Acc(0)),
                     [&](Acc cached, Acc t, auto... in) RC_INLINE_LAMBDA {
                       const Acc raw = source.raw(in...);
-                      const Acc log_probability = transform.apply(raw) - lse;
-                      const Acc own = factor * t * policy.slope(log_probability);
+                      const Acc log_p = log_probability.of(transform.apply(raw));
+                      const Acc own = factor * t * policy.slope(log_p);
                       const Acc gradient = scale * softmax.exponential(cached, in...) -
                                            (t == Acc(0) ? Acc(0) : own);
                       return source.gradients(gradient * transform.slope(raw));

@@ -5,6 +5,7 @@
 
 #include "common/exp.h"
 #include "common/macros.h"
+#include "losses/log_probability.h"
 #include "losses/row_problem.h"
 
 namespace robustcore {
@@ -45,6 +46,25 @@ struct Mixture {
     return {(less ? first : second) + log_one_plus(small), less ? major : minor,
             less ? minor : major};
   }
+
+  // The same of one class. Where both heads are sure of it, log(1 - a) and log a cancel in log m:
+  // there it comes from 1 - m = (1 - a) (1 - p1) + a (1 - p2).
+  RC_INLINE MixedClass<Acc> of_single(Acc log_p1, Acc log_p2) const {
+    MixedClass<Acc> of_class = of(log_p1, log_p2);
+    const Acc missing = -(opened.complement * exponential_minus_one(log_p1) +
+                          opened.value * exponential_minus_one(log_p2));
+    if (missing < Acc(0.5)) {
+      of_class.log_probability = -log_one_plus(missing / (Acc(1) - missing));
+    }
+    return of_class;
+  }
+};
+
+// log softmax of the two heads.
+template <class Acc>
+struct HeadLogs {
+  LogProbabilities<Acc> first;
+  LogProbabilities<Acc> second;
 };
 
 // Where the gradients of a row go; null where not wanted.
@@ -76,17 +96,21 @@ struct MixtureRow {
   RC_INLINE Scaled head(int k) const { return {mixture.scale[k]}; }
   RC_INLINE auto first_softmax() const { return row.template softmax<0, 0>(head(0), NoWeight{}, z1); }
   RC_INLINE auto second_softmax() const { return row.template softmax<0, 1>(head(1), NoWeight{}, z2); }
+  template <class Softmax1, class Softmax2>
+  RC_INLINE HeadLogs<Acc> logs(const Softmax1& p1, const Softmax2& p2) const {
+    return {log_probabilities(row, p1, true, z1), log_probabilities(row, p2, true, z2)};
+  }
 
   // sum t log m, sum t share1, sum t share2 over the classes. Classes with t = 0 count for nothing,
   // masked ones too.
   template <class Weights>
-  RC_INLINE Values<Acc, 3> weighted(Acc lse1, Acc lse2, const Weights& weights) const {
+  RC_INLINE Values<Acc, 3> weighted(const HeadLogs<Acc>& logs, const Weights& weights) const {
     const Scaled head1 = head(0), head2 = head(1);
     const Mixture<Acc> m = mixture;
     return row.template sums<3>(
         [=](Acc t, Acc a, Acc b)
     RC_INLINE_LAMBDA {
-          const MixedClass<Acc> of_class = m.of(head1(a) - lse1, head2(b) - lse2);
+          const MixedClass<Acc> of_class = m.of(logs.first.of(head1(a)), logs.second.of(head2(b)));
           const Acc value = t * of_class.log_probability;
           return Values<Acc, 3>{{t == Acc(0) ? Acc(0) : value, t * of_class.first,
                                  t * of_class.second}};
@@ -102,15 +126,14 @@ struct MixtureRow {
   // The same for all inputs, where the weights t are spread over the classes.
   template <class T, class Softmax1, class Softmax2, class Weights>
   RC_INLINE void write_spread(const MixtureGradients<T>& out, int64_t i, Acc factor,
-                              const Softmax1& p1, const Softmax2& p2, Acc pull1, Acc pull2,
-                              const Weights& weights) const {
+                              const Softmax1& p1, const Softmax2& p2, const HeadLogs<Acc>& logs,
+                              Acc pull1, Acc pull2, const Weights& weights) const {
     const Scaled head1 = head(0), head2 = head(1);
     const Mixture<Acc> m = mixture;
-    const Acc lse1 = p1.lse(), lse2 = p2.lse();
     const Acc push1 = factor * pull1 / p1.total, push2 = factor * pull2 / p2.total;
     // For the logits after their scale.
     const auto gradients = [&](Acc e1, Acc e2, Acc t, Acc a, Acc b) RC_INLINE_LAMBDA {
-      const MixedClass<Acc> of_class = m.of(head1(a) - lse1, head2(b) - lse2);
+      const MixedClass<Acc> of_class = m.of(logs.first.of(head1(a)), logs.second.of(head2(b)));
       const Acc own = factor * t;
       return Values<Acc, 2>{{push1 * p1.exponential(e1, a) - own * of_class.first,
                              push2 * p2.exponential(e2, b) - own * of_class.second}};
@@ -142,8 +165,8 @@ struct MixtureRow {
   // The same where the weight `t` lies on one class; `own` is that class in the mixture.
   template <class T, class Softmax1, class Softmax2>
   RC_INLINE void write_class(const MixtureGradients<T>& out, int64_t i, Acc factor,
-                             const Softmax1& p1, const Softmax2& p2, int64_t target, Acc t,
-                             const MixedClass<Acc>& own) const {
+                             const Softmax1& p1, const Softmax2& p2, const HeadLogs<Acc>& logs,
+                             int64_t target, Acc t, const MixedClass<Acc>& own) const {
     const Scaled head1 = head(0), head2 = head(1);
     const Acc a = z1.at(target), b = z2.at(target);
     const Acc pull1 = t * own.first, pull2 = t * own.second;
@@ -163,11 +186,12 @@ struct MixtureRow {
       write_scales(out, i, along);
     }
     if (out.gate && row.is_leader()) out.gate[i] = gate_gradient(factor, pull1, pull2);
-    // The true class is formed in the wide type: p - 1 loses everything in a 16-bit one.
-    const Acc of1 = push1 * exponential(head1(a) - p1.maximum);
-    const Acc of2 = push2 * exponential(head2(b) - p2.maximum);
+    // The true class is formed in the wide type, and without the difference p - 1.
+    const Acc h1 = head1(a), h2 = head2(b);
+    const Acc rest1 = logs.first.complement(h1, exponential(h1 - p1.maximum) / p1.total);
+    const Acc rest2 = logs.second.complement(h2, exponential(h2 - p2.maximum) / p2.total);
     const Values<Acc, 2> patch{
-        {head1(of1 - factor * pull1), head2(of2 - factor * pull2)}};
+        {head1(-factor * pull1 * rest1), head2(-factor * pull2 * rest2)}};
     const Acc slope1 = head1(push1), slope2 = head2(push2);
     T* const outputs[2] = {out.matrix[0], out.matrix[1]};
     row.write(outputs, target, patch,

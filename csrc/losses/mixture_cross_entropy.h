@@ -32,7 +32,7 @@ struct MixtureCrossEntropy {
     const MixtureRow mixed{row, mixture, z1, z2};
     const auto p1 = mixed.first_softmax();
     const auto p2 = mixed.second_softmax();
-    const Acc lse1 = p1.lse(), lse2 = p2.lse();
+    const HeadLogs<Acc> logs = mixed.logs(p1, p2);
     MixtureGradients<T> out{};
     if constexpr (kGradients) {
       out = {{p.grad_logits ? p.grad_logits + i * p.classes : nullptr,
@@ -43,17 +43,18 @@ struct MixtureCrossEntropy {
     const LabelWeights<Acc> label(p, i);
     if (options.label() == Label::kClass) {
       const Acc weight = p.class_weight ? p.class_weight[label.target] : Acc(1);
-      const MixedClass<Acc> own = mixture.of(mixture.scale[0] * z1.at(label.target) - lse1,
-                                             mixture.scale[1] * z2.at(label.target) - lse2);
+      const MixedClass<Acc> own =
+          mixture.of_single(logs.first.of(mixture.scale[0] * z1.at(label.target)),
+                            logs.second.of(mixture.scale[1] * z2.at(label.target)));
       if constexpr (kGradients) {
-        mixed.write_class(out, i, factor, p1, p2, label.target, weight, own);
+        mixed.write_class(out, i, factor, p1, p2, logs, label.target, weight, own);
       }
       return -weight * own.log_probability;
     }
     const auto weights = row.materialized(label, true);
-    const Values<Acc, 3> sums = mixed.weighted(lse1, lse2, weights);
+    const Values<Acc, 3> sums = mixed.weighted(logs, weights);
     if constexpr (kGradients) {
-      mixed.write_spread(out, i, factor, p1, p2, sums.value[1], sums.value[2], weights);
+      mixed.write_spread(out, i, factor, p1, p2, logs, sums.value[1], sums.value[2], weights);
     }
     return -sums.value[0];
   }

@@ -35,7 +35,7 @@ struct MixtureLogSoftmaxProblem {
 };
 
 struct MixtureLogSoftmax {
-  static constexpr int kCaches = 0;
+  static constexpr int kCaches = 2;
 
   template <class Row, class T>
   static RC_INLINE void run(const Row& row, const MixtureLogSoftmaxProblem<T>& p, int64_t i) {
@@ -43,13 +43,14 @@ struct MixtureLogSoftmax {
     const Mixture<Acc> mixture = p.mixture(i);
     const auto z1 = p.row_of(p.matrix[0], i), z2 = p.row_of(p.matrix[1], i);
     const MixtureRow mixed{row, mixture, z1, z2};
-    const Acc lse1 = mixed.first_softmax().lse(), lse2 = mixed.second_softmax().lse();
+    const HeadLogs<Acc> logs = mixed.logs(mixed.first_softmax(), mixed.second_softmax());
     T* const outputs[1] = {p.result + i * p.classes};
     row.write(outputs, -1, Values<Acc, 1>{},
               [=](Acc a, Acc b)
     RC_INLINE_LAMBDA {
-                return Values<Acc, 1>{{mixture.of(mixture.scale[0] * a - lse1,
-                                                  mixture.scale[1] * b - lse2)
+                return Values<Acc, 1>{{mixture
+                                           .of(logs.first.of(mixture.scale[0] * a),
+                                               logs.second.of(mixture.scale[1] * b))
                                            .log_probability}};
               },
               z1, z2);
@@ -68,12 +69,13 @@ struct MixtureLogSoftmaxBackward {
     const MixtureRow mixed{row, mixture, z1, z2};
     const auto p1 = mixed.first_softmax();
     const auto p2 = mixed.second_softmax();
-    const Values<Acc, 3> sums = mixed.weighted(p1.lse(), p2.lse(), incoming);
+    const HeadLogs<Acc> logs = mixed.logs(p1, p2);
+    const Values<Acc, 3> sums = mixed.weighted(logs, incoming);
     MixtureGradients<T> out{{p.grad_matrix[0] ? p.grad_matrix[0] + i * p.classes : nullptr,
                              p.grad_matrix[1] ? p.grad_matrix[1] + i * p.classes : nullptr},
                             p.grad_gate,
                             {p.grad_scale[0], p.grad_scale[1]}};
-    mixed.write_spread(out, i, Acc(-1), p1, p2, sums.value[1], sums.value[2], incoming);
+    mixed.write_spread(out, i, Acc(-1), p1, p2, logs, sums.value[1], sums.value[2], incoming);
   }
 };
 

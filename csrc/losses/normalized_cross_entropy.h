@@ -4,9 +4,10 @@
 //   loss = n / D + a lse^2,  n = -sum_c t_c log p_c,  D = -sum_k log p_k
 //   dh_k = (T p_k - t_k) / D - n (K p_k - 1) / D^2 + 2 a lse p_k,  T = sum_c t_c
 //
-// With a single class D is 0, and so is the loss.
+// With a single class D is 0, and so is the loss; with none (all masked) it is NaN.
 #pragma once
 
+#include "losses/log_probability.h"
 #include "losses/logit_source.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -29,27 +30,30 @@ struct NormalizedCrossEntropy {
     RC_INLINE_LAMBDA { return transform.apply(z); };
     const auto softmax = row.template softmax<0, 0>(
         logit, [](Acc) RC_INLINE_LAMBDA { return Values<Acc, 0>{}; }, logits);
-    const Acc lse = softmax.lse();
     const bool hard = options.label() == Label::kClass;
     const LabelWeights<Acc> label(p, i);
+    const Acc of_class = hard ? logit(logits.at(label.target)) : Acc(0);  // h of the label
+    const auto log_probability =
+        log_probabilities(row, softmax, !hard || of_class == softmax.maximum, logits);
+    const Acc lse = log_probability.lse();
     const auto weights = row.materialized(label, !hard);
 
     Acc all, count, own, pull;  // D, K, n, T
     if (hard) {
       const auto sums = row.template sums<2>(
           [&](Acc z) RC_INLINE_LAMBDA {
-            const Acc h = logit(z), cost = lse - h;
+            const Acc h = logit(z), cost = -log_probability.of(h);
             return Values<Acc, 2>{{h == kMasked ? Acc(0) : cost, h == kMasked ? Acc(0) : Acc(1)}};
           },
           logits);
       all = sums[0];
       count = sums[1];
       pull = p.class_weight ? p.class_weight[label.target] : Acc(1);
-      own = pull * (lse - logit(logits.at(label.target)));
+      own = -pull * log_probability.of(of_class);
     } else {
       const auto sums = row.template sums<4>(
           [&](Acc t, Acc z) RC_INLINE_LAMBDA {
-            const Acc h = logit(z), cost = lse - h, part = t * cost;
+            const Acc h = logit(z), cost = -log_probability.of(h), part = t * cost;
             return Values<Acc, 4>{{h == kMasked ? Acc(0) : cost, h == kMasked ? Acc(0) : Acc(1),
                                    t == Acc(0) ? Acc(0) : part, t}};
           },
@@ -59,8 +63,9 @@ struct NormalizedCrossEntropy {
       own = sums[2];
       pull = sums[3];
     }
-    const Acc inverse = all == Acc(0) ? Acc(0) : Acc(1) / all;
-    const Acc ratio = all == Acc(0) ? Acc(0) : own * inverse;
+    const bool alone = all == Acc(0) && count > Acc(0);
+    const Acc inverse = alone ? Acc(0) : Acc(1) / all;
+    const Acc ratio = alone ? Acc(0) : own * inverse;
     if constexpr (kGradients) {
       T* const outputs[1] = {p.grad_logits ? p.grad_logits + i * p.classes : nullptr};
       const Acc inverse_total = Acc(1) / softmax.total;
@@ -69,10 +74,11 @@ struct NormalizedCrossEntropy {
       const Acc push = factor * (pull * inverse) - count * even + lse_push;
       if (hard) {
         const Acc z = logits.at(label.target);
-        const Acc probability = exponential(logit(z) - softmax.maximum) * inverse_total;
-        // The true class is formed in the wide type: p - 1 loses everything in a 16-bit one.
-        const Acc gradient = factor * (pull * inverse) * (probability - Acc(1)) +
-                             even * (Acc(1) - count * probability) + lse_push * probability;
+        const Acc probability = exponential(of_class - softmax.maximum) * inverse_total;
+        // The true class is formed in the wide type, and without the difference p - 1.
+        const Acc rest = log_probability.complement(of_class, probability);
+        const Acc gradient = even * (Acc(1) - count * probability) + lse_push * probability -
+                             factor * (pull * inverse) * rest;
         row.write(outputs, label.target, Values<Acc, 1>{{gradient * transform.slope(z)}},
                   [&](Acc cached, Acc z) RC_INLINE_LAMBDA {
                     const Acc probability = softmax.exponential(cached, z) * inverse_total;
@@ -90,7 +96,7 @@ struct NormalizedCrossEntropy {
                   softmax.cached, weights, logits);
       }
     }
-    return ratio + p.lse_square * (lse * lse);
+    return ratio + lse_penalty(p.lse_square, lse);
   }
 };
 

@@ -8,6 +8,7 @@
 //   du = 2 u sum y (g + 2 r),  dv = -4 v (1 - y) r,  r = o + U - V - y, zero where U or V is cut
 #pragma once
 
+#include "losses/log_probability.h"
 #include "losses/logit_source.h"
 #include "losses/row_problem.h"
 #include "losses/target.h"
@@ -126,7 +127,7 @@ struct OverParameterizedLoss {
       of_best = parts(best_probability, best_label, best_v);
       squares += Acc(1) + Acc(2) * of_best.residual;
     }
-    const Acc loss = own[0] + squares + p.lse_square * (lse * lse);
+    const Acc loss = own[0] + squares + lse_penalty(p.lse_square, lse);
 
     if constexpr (kGradients) {
       if (row.is_leader() && p.grad_row_value[0]) {

@@ -56,10 +56,9 @@ RC_INLINE void row_scores(const RowProblem<T>& p, int64_t i) {
       [&](Acc z)
   RC_INLINE_LAMBDA { return Values<Acc, 1>{{exponential(z - best)}}; },
       matrix_row(p, p.logits, i));
-  const Acc lse = best + logarithm(total[0]);
   p.predicted[i] = place;
   p.log_probability[i] = p.is_ignored(i) ? std::numeric_limits<Acc>::quiet_NaN()
-                                         : to_accumulate(logits[p.target[i]]) - lse;
+                                         : (to_accumulate(logits[p.target[i]]) - best) - logarithm(total[0]);
 }
 // What a program asks for beside its caches: see over_parameterized_loss.h.
 template <class Program>

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "losses/comp_sum_loss.h"
+#include "losses/log_probability.h"
 #include "losses/row_problem.h"
 
 namespace robustcore {
@@ -36,7 +37,9 @@ struct SmoothAdversarialLoss {
     const auto softmax = row.template softmax<0, 0>(
         logit, [](Acc) RC_INLINE_LAMBDA { return Values<Acc, 0>{}; }, natural);
     const Acc own = logit(natural.at(target));
-    const Acc log_probability = own - softmax.lse();
+    const auto log_probabilities_of_row =
+        log_probabilities(row, softmax, own == softmax.maximum, natural);
+    const Acc log_probability = log_probabilities_of_row.of(own);
 
     const Acc moved = adversarial.at(target) - natural.at(target);
     const auto margin = [=](Acc before, Acc after) RC_INLINE_LAMBDA {
@@ -70,8 +73,9 @@ struct SmoothAdversarialLoss {
       const Acc inverse_root = root == Acc(0) ? Acc(0) : Acc(1) / root;
       const Acc slope = factor * weight * nu * inverse_root;
       const Acc own_margin = -slope * sums.value[1];
-      const Values<Acc, 2> patch{
-          {push * exponential(own - softmax.maximum) - pull - own_margin, own_margin}};
+      const Acc probability = exponential(own - softmax.maximum) / softmax.total;
+      const Acc rest = log_probabilities_of_row.complement(own, probability);
+      const Values<Acc, 2> patch{{-pull * rest - own_margin, own_margin}};
       row.write(outputs, target, patch,
                 [&](Acc cached, Acc before, Acc after) RC_INLINE_LAMBDA {
                   const Acc along = slope * (margin(before, after) / divisor);

@@ -107,8 +107,10 @@ struct SphericalZLoss {
       const Acc scale = factor * standard.inverse_deviation;
       const Acc even = pull * standard.inverse_count, along = pulled * standard.inverse_count;
       if (hard) {
-        const Acc s = standard.at(logits.at(label.target));
-        row.write(outputs, label.target, Values<Acc, 1>{{scale * (even + s * along - pull)}},
+        const Acc z = logits.at(label.target);
+        const Acc own = scale * (even + standard.at(z) * along - pull);
+        row.write(outputs, label.target,
+                  Values<Acc, 1>{{zero_if(Standardized<Acc>::is_masked(z), own)}},
                   [&](Acc z) RC_INLINE_LAMBDA {
                     const Acc gradient = scale * (even + standard.at(z) * along);
                     return Values<Acc, 1>{{zero_if(Standardized<Acc>::is_masked(z), gradient)}};

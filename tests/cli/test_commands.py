@@ -26,9 +26,9 @@ def test_info_lists_every_operator_with_its_kernels(run):
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["devices"][0]["threads"] == torch.get_num_threads()
     assert "cpu" in facts["operators"]["gated_cross_entropy"]
-    # Operators that are made of others in Python need no kernels of their own.
-    has_cuda = "cuda" in facts["operators"]["gated_cross_entropy"]
-    assert has_cuda == facts["build"]["cuda"]
+    # Operators that are made of others in Python need no kernels of their own, but those of others.
+    for name in ("gated_cross_entropy", "linear_gated_cross_entropy"):
+        assert ("cuda" in facts["operators"][name]) == facts["build"]["cuda"]
 
 
 def test_info_as_tables(run):

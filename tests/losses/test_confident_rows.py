@@ -60,6 +60,12 @@ def with_state(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return z, y, torch.arange(len(y)), state.to(wide)
 
 
+def with_temperatures(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """ALDR-KL with a temperature per example, in its state's type."""
+    wide = torch.float64 if z.dtype is torch.float64 else torch.float32
+    return z, y, torch.arange(len(y)), torch.full((len(y),), 10.0, dtype=wide)
+
+
 def over_parameterized(scale: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """``scale``, a power of two, is what u and v have come to."""
 
@@ -141,6 +147,12 @@ PROBES = [
     # Likewise: they are divided by their mean size, and here have different signs.
     Probe("aldr_kl_loss", vanishes=(2,)),
     Probe("aldr_kl_loss", "lam 1", options={"lam": 1.0}, vanishes=(2,)),
+    Probe(
+        "aldr_kl_indexed_loss",
+        arguments=with_temperatures,
+        options={"update": False},
+        vanishes=(2,),
+    ),
     Probe("early_learning_loss", arguments=with_state, options={"update": False}),
     Probe("over_parameterized_loss", "u, v as they start", over_parameterized(2.0**-27)),
     # u has learnt the label: p + U leaves it next to nothing to gain.

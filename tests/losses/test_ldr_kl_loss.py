@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustcore import losses, reference
 from robustcore.losses import LDRKLLoss, ldr_kl_loss
 
 
@@ -160,3 +161,57 @@ def test_module() -> None:
     expected = ldr_kl_loss(logits, target, lam, margin=0.5, reduction="sum")
     assert torch.equal(criterion(logits, target, lam), expected)
     assert "lam=10.0, margin=0.5" in repr(criterion)
+
+
+def test_a_tensor_of_one_number_is_not_read_under_compile() -> None:
+    logits, target = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    step = torch.compile(
+        lambda lam: ldr_kl_loss(logits, target, lam), backend="eager", fullgraph=True
+    )
+    for value in (0.5, 2.0):
+        torch.testing.assert_close(
+            step(torch.tensor(value)), ldr_kl_loss(logits, target, value), rtol=1e-6, atol=1e-6
+        )
+    mapped = torch.func.vmap(lambda lam: ldr_kl_loss(logits, target, lam))
+    torch.testing.assert_close(
+        mapped(torch.tensor([0.5, 2.0]))[1], ldr_kl_loss(logits, target, 2.0), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", [losses.ldr_kl_loss, losses.aldr_kl_loss])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf])
+def test_lam_of_a_row_is_checked_like_that_of_all(loss: Any, value: float) -> None:
+    logits, target = torch.zeros(3, 4), torch.tensor([0, 1, -100])
+    lam = torch.tensor([1.0, value, 1.0])
+    message = rf"{loss.__name__}: lam must be positive and finite, got {value}"
+    with pytest.raises(ValueError, match=rf"^{message} at row 1$"):
+        loss(logits, target, lam)
+    with pytest.raises(ValueError, match=rf"^{message}$"):
+        loss(logits, target, torch.tensor(value))
+    # That of an ignored row may be anything.
+    assert loss(logits, target, lam.flip(0).roll(1)).isfinite()
+
+
+@pytest.mark.parametrize("module", [losses, reference.losses], ids=["operator", "reference"])
+@pytest.mark.parametrize("name", ["ldr_kl_loss", "aldr_kl_loss"])
+@pytest.mark.parametrize("soft", [False, True], ids=["class", "probabilities"])
+def test_infinite_logits_are_nan(name: str, module: Any, soft: bool) -> None:
+    logits = torch.zeros(4, 3)
+    logits[1], logits[2, 1] = math.inf, math.inf
+    logits.requires_grad_()
+    target = torch.tensor([0, 1, 1, 2])
+    label = F.one_hot(target, 3).float() if soft else target
+    loss = getattr(module, name)(logits, label, reduction="none")
+    assert loss.isnan().tolist() == [False, True, True, False]
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.isnan().any(1).tolist() == [False, True, True, False]
+
+
+def test_infinite_logits_leave_the_temperatures() -> None:
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    logits[1] = math.inf
+    lam = torch.tensor([3.0, 3.0, 3.0])
+    after = losses.aldr_kl_temperature(logits, lam)
+    assert after.isnan().tolist() == [False, True, False]
+    losses.aldr_kl_indexed_loss(logits, torch.tensor([0, 1, 2]), torch.arange(3), lam)
+    assert (lam == 3).tolist() == [False, True, False]

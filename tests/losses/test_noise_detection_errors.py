@@ -146,5 +146,6 @@ def test_missing_extra(module, call, message, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "5.5",
-        f"{message}, which is not installed: pip install 'robustcore[analysis]'",
+        f"{message}, which is not installed: install the extra `analysis` (scikit-learn, "
+        "matplotlib)",
     ]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustcore import losses, reference
 from robustcore.losses import SphericalZLoss, spherical_z_loss
 
 
@@ -125,3 +126,11 @@ def test_module() -> None:
     assert torch.equal(criterion(logits, target, weights), expected)
     with pytest.raises(TypeError, match="temperature"):
         SphericalZLoss(temperature=2.0)
+
+
+@pytest.mark.parametrize("module", [losses, reference.losses], ids=["operator", "reference"])
+def test_a_masked_label_has_no_gradient(module: Any) -> None:
+    z = torch.tensor([[0.0, -torch.inf, 1.0, 2.0]], requires_grad=True)
+    loss = module.spherical_z_loss(z, torch.tensor([1]))
+    assert loss == torch.inf
+    assert torch.equal(torch.autograd.grad(loss, z)[0], torch.zeros(1, 4))

@@ -12,6 +12,7 @@ from torch import nn
 from robustcore.losses import (
     AFM,
     TRAM,
+    EarlyLearningLoss,
     HeteroscedasticHead,
     PrivilegedHead,
     heteroscedastic_cross_entropy,
@@ -225,6 +226,12 @@ class TestTRAM:
             model(weight=True)
         with pytest.raises(ValueError, match=r"^TRAM: weight must be finite, got nan"):
             model(weight=math.nan)
+        stateful = EarlyLearningLoss(B, C)
+        with pytest.raises(ValueError, match=r"^TRAM: loss and privileged_loss must be two crit"):
+            model(loss=stateful, privileged_loss=stateful)
+        stateless = nn.CrossEntropyLoss()
+        model(loss=stateless, privileged_loss=stateless)
+        model(loss=stateful, privileged_loss=EarlyLearningLoss(B, C))
         with pytest.raises(ValueError, match=r"^TRAM: random_features must not be negative"):
             TRAM(nn.Identity(), nn.Identity(), nn.Identity(), random_features=-1)
 

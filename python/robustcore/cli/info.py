@@ -46,7 +46,7 @@ def collect() -> dict[str, Any]:
         },
         "build": build,
         "devices": [_cpu(), *_cuda_devices(build)],
-        "operators": {name: _kernels(name) for name in operators},
+        "operators": {name: _kernels(name, build) for name in operators},
     }
 
 
@@ -110,11 +110,14 @@ def cuda_kernels_for(capability: tuple[int, int], build: Mapping[str, Any]) -> s
     return f"none: compiled for {build['cuda_architectures']}, so its operators fail there"
 
 
-def _kernels(operator: str) -> list[str]:
+def _kernels(operator: str, build: Mapping[str, Any]) -> list[str]:
     import torch
 
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return [key.lower() for key in ("CPU", "CUDA") if has(f"robustcore::{operator}", key)]
+    # Operators that Python puts together are registered for CUDA in every build, but call kernels
+    # that only a CUDA build has.
+    keys = ("CPU", "CUDA") if build["cuda"] else ("CPU",)
+    return [key.lower() for key in keys if has(f"robustcore::{operator}", key)]
 
 
 def _print_tables(facts: Mapping[str, Any]) -> None:

@@ -68,9 +68,7 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="Of the merged tensors; by default that of the base's.")
     ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(help="For all buffers. (default: 1GiB)")
-    ] = None,
+    max_memory: Annotated[str | None, typer.Option(help="For all buffers. (default: 1GiB)")] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to compute: cpu or cuda. (default: cpu)")
     ] = None,

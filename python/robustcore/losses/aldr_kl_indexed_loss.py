@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import check_switch, row_loss_arguments
-from ._indexed import example_range
+from ._indexed import ExampleRange, example_range
 from ._module import RowLossModule
 from ._row_loss import reference_options
 from ._state_loss import IndexedState, StateRowLoss, checked_state
@@ -157,7 +157,7 @@ def aldr_kl_indexed_loss(
     return _loss(arguments, state, update)
 
 
-class ALDRKLLoss(RowLossModule):
+class ALDRKLLoss(ExampleRange, RowLossModule):
     r"""ALDR-KL with a temperature per training example, kept as the buffer ``lam``.
 
     A call is :func:`aldr_kl_indexed_loss`: in training mode it first updates the temperatures of
@@ -175,8 +175,12 @@ class ALDRKLLoss(RowLossModule):
         weight: Class weights, kept as a buffer.
         options: As of :func:`aldr_kl_loss`.
 
+    In training mode the temperatures are updated under :func:`torch.no_grad` and
+    :func:`torch.inference_mode` too: call ``eval()`` to measure a loss.
+
     The buffer is in ``state_dict``, follows the module between devices, and stays float32 when the
-    module is cast.
+    module is cast. ``state_dict()`` names the range of examples, and loading the temperatures of
+    another range is an error.
 
     Example:
         >>> import torch
@@ -247,6 +251,21 @@ class ALDRKLLoss(RowLossModule):
         if wide and self.training:
             self.lam.copy_(lam)
         return loss
+
+    def shard(self, start: int, stop: int) -> ALDRKLLoss:
+        """A module with a copy of the temperatures of the examples ``[start, stop)`` alone."""
+        rows = self.check_shard(start, stop)
+        part = type(self)(
+            self.num_examples,
+            self.alpha,
+            self.lambda0,
+            self.margin,
+            start=start,
+            stop=stop,
+            **self.options(),
+        )
+        part.lam = self.lam[rows].clone()
+        return part.train(self.training)
 
     def extra_repr(self) -> str:
         return (

@@ -12,7 +12,7 @@ from .._library import Operator
 from .._reference import wants_reference
 from ._arguments import check_real, row_loss_arguments
 from ._row_loss import RowLoss, fake_forward, reference_options
-from .ldr_kl_loss import check_margin, scale_of_rows
+from .ldr_kl_loss import check_margin, check_rows, scale_of_rows
 
 __all__ = ["ABSENT", "aldr_kl_loss", "aldr_kl_temperature", "check_aldr", "reference_of"]
 
@@ -88,7 +88,7 @@ def aldr_kl_loss(
             probabilities :math:`q`, floating, shape of ``logits``, a constant: the loss is then
             :math:`\sum_c q_c \ell(z, c)`.
         lam: :math:`\lambda`, positive; one number, or one per row, shape ``(...)``. A constant.
-            Give the result of :func:`aldr_kl_temperature`.
+            Give the result of :func:`aldr_kl_temperature`. Checked as by :func:`ldr_kl_loss`.
         margin: :math:`c`, finite and not negative.
         alpha, lambda0: :math:`\alpha > 1` and :math:`\lambda_0 > 0`, as of
             :func:`aldr_kl_temperature`; they only enter the second term, a constant for the logits.
@@ -145,23 +145,23 @@ def aldr_kl_loss(
     """
     check_margin("aldr_kl_loss", margin)
     check_aldr("aldr_kl_loss", alpha, lambda0)
-    of_rows, of_all = scale_of_rows("aldr_kl_loss", "lam", lam)
-    return _loss(
-        row_loss_arguments(
-            "aldr_kl_loss",
-            ("logits", logits),
-            target,
-            row_values=(("lam", of_rows),),
-            parameters=(of_all, float(margin), float(alpha), float(lambda0)),
-            weight=weight,
-            sample_weight=sample_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            dim=dim,
-            inplace_gradients=inplace_gradients,
-        )
+    of_rows, of_all = scale_of_rows("aldr_kl_loss", "lam", lam, logits, dim)
+    arguments = row_loss_arguments(
+        "aldr_kl_loss",
+        ("logits", logits),
+        target,
+        row_values=(("lam", of_rows),),
+        parameters=(of_all, float(margin), float(alpha), float(lambda0)),
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        dim=dim,
+        inplace_gradients=inplace_gradients,
     )
+    check_rows("aldr_kl_loss", "lam", of_rows, target, ignore_index)
+    return _loss(arguments)
 
 
 def aldr_kl_temperature(

@@ -94,9 +94,12 @@ def comp_sum_loss(
 
     Numerics: 16-bit inputs are computed in float32, float64 in float64; from
     :math:`\log p_y` by ``expm1``, so that neither :math:`p_y \to 1` nor :math:`\tau \to 1` loses
-    digits and :math:`p_y \to 0` has no infinite slope for :math:`\tau > 1`. Rows with ``-inf``
-    (masked classes) are fine; NaN stays in its row. No valid row at all gives NaN for ``"mean"``
-    and 0 for ``"sum"``. Same inputs give the same bits for any number of threads.
+    digits and :math:`p_y \to 0` has no infinite slope for :math:`\tau > 1`. :math:`\log p_y` itself
+    is formed relative to the largest logit and, where that is the label's, from the sum of the
+    others: neither a common offset of the logits nor a loss far below 1 costs digits. Rows with
+    ``-inf`` (masked classes) are fine, one of nothing else is NaN, as in PyTorch; NaN stays in its
+    row. No valid row at all gives NaN for ``"mean"`` and 0 for ``"sum"``. Same inputs give the same
+    bits for any number of threads.
 
     Cost: one pass over the logits forward and two backward, or two in all where the gradient is
     written during the forward pass (scalar reductions of float32, float64 and bfloat16 in eager

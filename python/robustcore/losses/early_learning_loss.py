@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_int64
 from ._arguments import check_real, check_switch, row_loss_arguments
-from ._indexed import example_range
+from ._indexed import ExampleRange, example_range
 from ._module import RowLossModule
 from ._row_loss import reference_options
 from ._state_loss import IndexedState, StateRowLoss, checked_state
@@ -184,11 +183,14 @@ def _check_options(op: str, beta: float, strength: float) -> None:
         raise ValueError(f"{op}: strength must be finite and not negative, got {strength}")
 
 
-class EarlyLearningLoss(RowLossModule):
+class EarlyLearningLoss(ExampleRange, RowLossModule):
     """:func:`early_learning_loss` as a module that keeps the state of a data set.
 
     ``state`` is a buffer: it goes into ``state_dict()`` and moves with the module. It stays in
-    float32 where the module is converted to a 16-bit type. In ``eval()`` mode it is not updated.
+    float32 where the module is converted to a 16-bit type. In ``eval()`` mode it is not updated; in
+    training mode it is, also under :func:`torch.no_grad` and :func:`torch.inference_mode`: call
+    ``eval()`` to measure a loss. ``state_dict()`` names the range of examples, and loading the
+    state of another range is an error.
 
     Args:
         num_examples: Examples of the data set.
@@ -262,13 +264,7 @@ class EarlyLearningLoss(RowLossModule):
 
     def shard(self, start: int, stop: int) -> EarlyLearningLoss:
         """A module with a copy of the state of the examples ``[start, stop)`` alone."""
-        for name, value in (("start", start), ("stop", stop)):
-            check_int64("EarlyLearningLoss.shard", name, value)
-        if not self.start <= start <= stop <= self.stop:
-            raise ValueError(
-                f"EarlyLearningLoss.shard: start and stop must be in [{self.start}, {self.stop}], "
-                f"got {start} and {stop}"
-            )
+        rows = self.check_shard(start, stop)
         part = type(self)(
             self.num_examples,
             self.num_classes,
@@ -279,7 +275,7 @@ class EarlyLearningLoss(RowLossModule):
             device=self.state.device,
             **self.options(),
         )
-        part.state = self.state[start - self.start : stop - self.start].clone()
+        part.state = self.state[rows].clone()
         return part.train(self.training)
 
     def _apply(self, function: Any, recurse: bool = True) -> EarlyLearningLoss:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._library import functorch_active
 from ._arguments import check_real, row_loss_arguments
 from ._module import RowLossModule
 from ._row_loss import RowLoss, reference_options
+from ._scales import one_per_row
 
-__all__ = ["LDRKLLoss", "check_margin", "ldr_kl_loss", "scale_of_rows"]
+__all__ = ["LDRKLLoss", "check_margin", "check_rows", "ldr_kl_loss", "scale_of_rows"]
 
 
 _ABSENT = ("temperature", "softcap", "lse_square_scale")
@@ -34,18 +36,45 @@ def check_margin(op: str, margin: float) -> None:
         raise ValueError(f"{op}: margin must be finite and not negative, got {margin}")
 
 
-def scale_of_rows(op: str, name: str, value: Any) -> tuple[Tensor | None, float]:
-    """A positive number for all rows, or one per row: a tensor or None, and a number."""
+def scale_of_rows(
+    op: str, name: str, value: Any, logits: Any = None, dim: Any = -1
+) -> tuple[Tensor | None, float]:
+    """A positive number for all rows, or one per row: a tensor or None, and a number.
+
+    A tensor of one number is read where that takes no synchronisation, otherwise expanded.
+    """
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{op}: {name} must not require grad, but does")
-        if value.dim() > 0:
-            return value, 1.0
+        if value.dim() > 0 or not _readable(value):
+            return one_per_row(value, logits, dim), 1.0
         value = value.item()
     check_real(op, name, value)
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
     return None, float(value)
+
+
+def check_rows(op: str, name: str, value: Tensor | None, target: Tensor, ignore_index: int) -> None:
+    """Numbers per row, of ignored rows anything, must be positive and finite; NaN is let through.
+
+    Only where looking at them takes no synchronisation.
+    """
+    if value is None or not _readable(value):
+        return
+    value = value.detach().reshape(-1)
+    wrong = (value <= 0) | (value == torch.inf)
+    if not target.is_floating_point():
+        wrong &= target.reshape(-1) != ignore_index
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{op}: {name} must be positive and finite, got {value[row].item()} at row {row}"
+        )
+
+
+def _readable(value: Tensor) -> bool:
+    return value.is_cpu and not torch.compiler.is_compiling() and not functorch_active()
 
 
 def ldr_kl_loss(
@@ -84,7 +113,8 @@ def ldr_kl_loss(
             probabilities :math:`q`, floating, shape of ``logits``, a constant: the loss is then
             :math:`\sum_c q_c \ell(z, c)`.
         lam: :math:`\lambda`, positive; one number, or one per row, shape ``(...)``. A constant. The
-            paper tries 0.1, 1 and 10.
+            paper tries 0.1, 1 and 10. Tensors are checked for that in eager mode on CPU; elsewhere
+            their values are not looked at, as this would take a synchronisation.
         margin: :math:`c`, finite and not negative.
         weight: Class weights, shape ``(C,)``, floating; a constant.
         sample_weight: Weights of the rows, shape ``(...)``, floating. Differentiable.
@@ -137,23 +167,23 @@ def ldr_kl_loss(
         [-1.068, 0.076]
     """
     check_margin("ldr_kl_loss", margin)
-    of_rows, of_all = scale_of_rows("ldr_kl_loss", "lam", lam)
-    return _loss(
-        row_loss_arguments(
-            "ldr_kl_loss",
-            ("logits", logits),
-            target,
-            row_values=(("lam", of_rows),),
-            parameters=(of_all, float(margin)),
-            weight=weight,
-            sample_weight=sample_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            dim=dim,
-            inplace_gradients=inplace_gradients,
-        )
+    of_rows, of_all = scale_of_rows("ldr_kl_loss", "lam", lam, logits, dim)
+    arguments = row_loss_arguments(
+        "ldr_kl_loss",
+        ("logits", logits),
+        target,
+        row_values=(("lam", of_rows),),
+        parameters=(of_all, float(margin)),
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        dim=dim,
+        inplace_gradients=inplace_gradients,
     )
+    check_rows("ldr_kl_loss", "lam", of_rows, target, ignore_index)
+    return _loss(arguments)
 
 
 class LDRKLLoss(RowLossModule):

@@ -88,10 +88,10 @@ def normalized_cross_entropy(
         NotImplementedError: Forward-mode derivatives, which are not offered.
 
     Numerics: 16-bit inputs are computed in float32, float64 in float64; everything from
-    log-probabilities. A row with a single class that is not masked has the loss 0. A masked label
-    costs infinity, and the gradient of its row is then not finite. NaN stays in its row. No valid
-    row at all gives NaN for ``"mean"`` and 0 for ``"sum"``. Same inputs give the same bits for any
-    number of threads.
+    log-probabilities. A row with a single class that is not masked has the loss 0, one with none
+    NaN. A masked label costs infinity, and the gradient of its row is then not finite. NaN stays in
+    its row. No valid row at all gives NaN for ``"mean"`` and 0 for ``"sum"``. Same inputs give the
+    same bits for any number of threads.
 
     Cost: one pass over the logits forward and two backward, or two in all where the gradient is
     written during the forward pass (scalar reductions of float32, float64 and bfloat16 in eager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_device, check_shape, check_tensor
 from ._arguments import check_real, row_loss_arguments
-from ._indexed import example_range
+from ._indexed import ExampleRange, example_range
 from ._module import RowLossModule
 from ._row_loss import RowLoss, reference_options
 
@@ -139,13 +139,14 @@ def over_parameterized_loss(
     )
 
 
-class OverParameterizedLoss(RowLossModule):
+class OverParameterizedLoss(ExampleRange, RowLossModule):
     r""":func:`over_parameterized_loss` as a module that holds u and v of a data set.
 
     ``u`` [examples, 1] and ``v`` [examples, C] are parameters, drawn from a normal distribution of
     standard deviation 1e-8. Their gradients are sparse: a batch touches its own rows only, repeated
     examples add up. Give them to plain :class:`torch.optim.SGD` (no momentum, no weight decay),
-    apart from the network's optimiser; :meth:`parameter_groups` makes the groups.
+    apart from the network's optimiser; :meth:`parameter_groups` makes the groups. ``state_dict()``
+    names the range of examples, and loading the parameters of another range is an error.
 
     Args:
         num_examples: Examples of the data set.
@@ -214,8 +215,8 @@ class OverParameterizedLoss(RowLossModule):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         place = self._places(logits, target, index)
-        u = F.embedding(place, self.u, sparse=True)
-        v = F.embedding(place, self.v, sparse=True)
+        u = F.embedding(place, _table(self.u), sparse=True)
+        v = F.embedding(place, _table(self.v), sparse=True)
         if self.dim not in (-1, logits.dim() - 1):
             u, v = u.movedim(-1, self.dim), v.movedim(-1, self.dim)
         options = self.options()
@@ -234,21 +235,48 @@ class OverParameterizedLoss(RowLossModule):
         if -logits.dim() <= self.dim < logits.dim():
             rows = logits.movedim(self.dim, -1).shape[:-1]
             check_shape("OverParameterizedLoss", "index", index, rows)
-        place = index if self.start == 0 else index - self.start
-        if not target.is_floating_point() and target.shape == index.shape:
-            place = place.masked_fill(target == self.ignore_index, 0)
-        if place.is_cpu and not torch.compiler.is_compiling() and place.numel() > 0:
-            least, most = torch.aminmax(place)
-            if least < 0 or most >= self.stop - self.start:
-                wrong = least if least < 0 else most
+        if target.is_floating_point() or target.shape != index.shape:
+            ignored = torch.zeros_like(index, dtype=torch.bool)
+        else:
+            ignored = target == self.ignore_index
+        start, stop = self.start, self.stop
+        place = index - start if start else index
+        # Without examples only the row that stands in for them is valid.
+        place = place.masked_fill(ignored, 0) if stop > start else (~ignored).to(torch.int64)
+        if index.is_cpu and not torch.compiler.is_compiling() and index.numel():
+            low, high = torch.aminmax(place)
+            if low < 0 or high >= max(stop - start, 1):
+                kept = index[~ignored]
+                wrong = int(kept[(kept < start) | (kept >= stop)][0])
                 raise IndexError(
-                    f"OverParameterizedLoss: index must be in [{self.start}, {self.stop}), got "
-                    f"{int(wrong) + self.start}"
+                    f"OverParameterizedLoss: index must be in [{start}, {stop}), got {wrong}"
                 )
         return place
+
+    def shard(self, start: int, stop: int) -> OverParameterizedLoss:
+        """A module with a copy of the parameters of the examples ``[start, stop)`` alone."""
+        rows = self.check_shard(start, stop)
+        part = type(self)(
+            self.num_examples,
+            self.num_classes,
+            start=start,
+            stop=stop,
+            device=self.u.device,
+            **self.options(),
+        )
+        for name in ("u", "v"):
+            whole = getattr(self, name)
+            copy = nn.Parameter(whole.detach()[rows].clone(), whole.requires_grad)
+            setattr(part, name, copy)
+        return part.train(self.training)
 
     def extra_repr(self) -> str:
         return (
             f"num_examples={self.num_examples}, num_classes={self.num_classes}, "
             f"start={self.start}, stop={self.stop}, {super().extra_repr()}"
         )
+
+
+def _table(parameter: Tensor) -> Tensor:
+    """The parameter, or a row of zeros where it has none: then all rows of a batch are ignored."""
+    return parameter if parameter.shape[0] else parameter.new_zeros(1, parameter.shape[1])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_device, check_int64, check_shape, check_tensor
+from .._library import functorch_active
 from .._random import counter_normal_operator, seed_tensor
 from .._reference import wants_reference
 
@@ -16,6 +17,8 @@ __all__ = ["PrivilegedHead", "random_privileged_information"]
 
 # Keeps these numbers apart from those that other operators make of the same seed.
 _STREAM = 0x50726976496E666F
+# Their ids are one word of the counter.
+_ANNOTATORS = 2**32
 
 
 def random_privileged_information(
@@ -36,7 +39,8 @@ def random_privileged_information(
         index: Which examples, int64, shape ``(...)``: their positions in the training set.
         annotators: None for one vector per example; a number ``A`` for those of the annotators 0 to
             A − 1; or their ids, int64 in ``[0, 2³²)``, shape ``(..., A)``. One vector per example
-            is that of annotator 0.
+            is that of annotator 0. Ids are checked in eager mode on CPU; elsewhere their lower 32
+            bits count.
         features: Length ``F`` of a vector.
         seed: An int or an int64 tensor of one element.
 
@@ -45,7 +49,8 @@ def random_privileged_information(
 
     Raises:
         TypeError: An argument has an unsupported type or dtype.
-        ValueError: A shape or device is wrong, or a number is negative.
+        ValueError: A shape or device is wrong, a number is negative, or an annotator's id is out
+            of range.
 
     Numerics: Philox4x32 with 7 rounds and the Box-Muller transform in float32, the same bits
     everywhere.
@@ -68,8 +73,8 @@ def random_privileged_information(
         check_tensor(op, "annotators", annotators)
     elif annotators is not None:
         check_int64(op, "annotators", annotators)
-        if annotators < 0:
-            raise ValueError(f"{op}: annotators must not be negative, got {annotators}")
+        if not 0 <= annotators <= _ANNOTATORS:
+            raise ValueError(f"{op}: annotators must be in [0, {_ANNOTATORS}], got {annotators}")
     check_int64(op, "features", features)
     if seed is None:
         raise TypeError(f"{op}: seed must be an int or a tensor, got None: the vectors are fixed")
@@ -91,6 +96,7 @@ def random_privileged_information(
     else:
         if isinstance(annotators, Tensor):
             check_shape(op, "annotators", annotators[..., :0], (*shape, 0))
+            _check_ids(op, annotators)
             second = annotators
         else:
             second = torch.arange(annotators, device=index.device).expand(*shape, annotators)
@@ -104,6 +110,19 @@ def random_privileged_information(
     else:
         values = counter_normal_operator(first, second, seed, features)
     return values.reshape(*shape, features)
+
+
+def _check_ids(op: str, annotators: Tensor) -> None:
+    """Where it takes no synchronisation."""
+    if not annotators.is_cpu or torch.compiler.is_compiling() or functorch_active():
+        return
+    if annotators.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(annotators))
+    if low < 0 or high >= _ANNOTATORS:
+        raise ValueError(
+            f"{op}: annotators must be in [0, {_ANNOTATORS}), got {low if low < 0 else high}"
+        )
 
 
 class PrivilegedHead(nn.Module):

@@ -40,7 +40,7 @@ class TRAM(nn.Module):
         loss: :math:`\ell`, any ``criterion(logits, target, ...)``: a function or a module, such as
             ``EarlyLearningLoss`` or ``OverParameterizedLoss``. Default: cross-entropy.
         privileged_loss: :math:`\ell'`, likewise. A criterion with a state per example serves one
-            head: give each head its own.
+            head: give each head its own (the same one, taking ``index``, for both is an error).
         random_features: Length of the random vectors of TRAM++; 0 for plain TRAM. The privileged
             head must expect that many more features.
         random_seed: Seed of the random vectors; keep it with the checkpoint.
@@ -95,6 +95,11 @@ class TRAM(nn.Module):
         self.head = head
         self.privileged_head = privileged_head
         self.weight = weight
+        if loss is not None and loss is privileged_loss and _takes(loss, "index", by_name=True):
+            raise ValueError(
+                "TRAM: loss and privileged_loss must be two criteria where they keep a state per "
+                f"example, got the same {type(loss).__name__}: each head needs its own state"
+            )
         self.head_criterion = check_criterion("TRAM", "loss", loss)
         self.privileged_criterion = check_criterion("TRAM", "privileged_loss", privileged_loss)
         self.random_features = random_features
@@ -238,12 +243,13 @@ def _per_label(value: Any, shape: torch.Size) -> Any:
     return value.repeat_interleave(shape[1], 0) if value.shape == shape[:1] else value
 
 
-def _takes(criterion: Criterion, name: str) -> bool:
+def _takes(criterion: Criterion, name: str, by_name: bool = False) -> bool:
     function = criterion.forward if isinstance(criterion, nn.Module) else criterion
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # a builtin that does not say
         return False
     return name in parameters or any(
-        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+        parameter.kind is inspect.Parameter.VAR_KEYWORD and not by_name
+        for parameter in parameters.values()
     )

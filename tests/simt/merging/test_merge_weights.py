@@ -67,7 +67,9 @@ def run(
     assert counters.tolist() == expected_counters[0].tolist()
 
 
-@pytest.mark.parametrize(("election", "reduction"), list(itertools.product(range(4), range(4))), ids=str)
+@pytest.mark.parametrize(
+    ("election", "reduction"), list(itertools.product(range(4), range(4))), ids=str
+)
 def test_elections_and_reductions(simt: Executor, election: int, reduction: int) -> None:
     index = 4 * election + reduction
     problem = random_problem(

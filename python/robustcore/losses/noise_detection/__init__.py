@@ -19,7 +19,7 @@ ignored row is 0, not NaN: leave those rows out with ``valid``.) Infinite scores
 that the model gave probability 0 is as wrong as can be.
 
 Needs scikit-learn, for :meth:`DetectionReport.plot` also matplotlib:
-``pip install 'robustcore[analysis]'``.
+install the extra ``analysis``.
 """
 
 from .metrics import PrecisionRecall, auc, precision_recall

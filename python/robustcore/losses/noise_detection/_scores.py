@@ -28,7 +28,7 @@ def optional_module(op: str, name: str) -> Any:
             raise
         raise ModuleNotFoundError(
             f"{op} needs {_PACKAGES.get(top, top)}, which is not installed: "
-            "pip install 'robustcore[analysis]'",
+            "install the extra `analysis` (scikit-learn, matplotlib)",
             name=top,
         ) from error
 

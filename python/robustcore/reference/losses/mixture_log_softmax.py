@@ -31,7 +31,10 @@ def mixture_log_softmax(
     # A class that one head masks has what the other gives it.
     mixed = torch.logaddexp(first, second)
     mixed = torch.where(masked1, second, torch.where(masked2, first, mixed))
-    mixed = mixed.masked_fill(masked1 & masked2, -torch.inf).movedim(-1, dim)
+    mixed = mixed.masked_fill(masked1 & masked2, -torch.inf)
+    # A head that masks every class has no softmax.
+    empty = masked1.all(-1, keepdim=True) | masked2.all(-1, keepdim=True)
+    mixed = (mixed * torch.ones_like(s).masked_fill(empty, torch.nan)).movedim(-1, dim)
     return mixed if autocast_enabled(logits1.device) else mixed.to(logits1.dtype)
 
 

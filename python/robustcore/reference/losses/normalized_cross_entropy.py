@@ -38,8 +38,8 @@ def normalized_cross_entropy(
     every = cost.masked_fill(torch.isneginf(logits), 0.0).sum(-1)
     absent = label == 0
     own = (label * cost.masked_fill(absent, 0.0)).sum(-1)
-    # One class alone costs nothing.
-    alone = every == 0
+    # One class alone costs nothing; a row without a class is NaN, as a softmax of it.
+    alone = (every == 0) & ~torch.isneginf(logits).all(-1)
     rows = (own / every.masked_fill(alone, 1.0)).masked_fill(alone, 0.0)
     if lse_square_scale != 0.0:
         rows = rows + lse_square_scale * logits.logsumexp(-1).square()
