@@ -1,0 +1,1 @@
+"""Tasks, training, merging and reporting of ``examples/merge_tasks.py``."""
