@@ -37,6 +37,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from robustcore.demo.data import load_digits
 from robustcore.demo.training import reproducible
 
+# Of every seed, besides the methods.
+FACTS = ("processor_seconds", "mean_cosine", "halves", "kept_by_tasks", "kept_by_tasks_ties")
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -72,9 +75,7 @@ def compare(
             "seeds": seeds,
             "settings": dataclasses.asdict(settings),
             "machine": results.machine() | {"threads": "1"},
-            "processor_seconds": [one["processor_seconds"] for one in found],
-            **{key: [one[key] for one in found] for key in ("mean_cosine", "kept_by_tasks")},
-            "kept_by_tasks_ties": [one["kept_by_tasks_ties"] for one in found],
+            **{key: [one[key] for one in found] for key in FACTS},
             "parameters": found[0]["parameters"],
             "head_bytes": found[0]["head_bytes"],
             "methods": results.gather(found),

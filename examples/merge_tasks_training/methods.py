@@ -34,7 +34,14 @@ SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 TIES_SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0)
 BETAS = tuple({"beta": round(0.1 * k, 1)} for k in range(1, 11))
 TIES_BETAS = tuple({"beta": round(0.1 * k, 1)} for k in range(1, 16))
-DENSITIES = (0.1, 0.3, 0.6)
+SPARSE_SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
+SPARSE_DENSITIES = (0.2, 0.5)
+BREADCRUMBS_DENSITIES = (0.5, 0.85)
+SLOPES = tuple(
+    {"alpha": alpha, "beta": beta}
+    for alpha in (0.1, 0.15, 0.2, 0.3, 0.4)
+    for beta in (-0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ METHODS = {
     "lines_ties": Method("LiNeS on TIES", baseline="ties"),
     "lines_consensus": Method("LiNeS on Consensus", baseline="consensus"),
     "lines_consensus_ties": Method("LiNeS on Consensus on TIES", baseline="consensus_ties"),
+    "lines_alpha": Method("LiNeS, α searched too", baseline="task_arithmetic"),
     "emr": Method("EMR", by_task=True),
     "tall_masks": Method("TALL-masks", by_task=True),
     "tall_masks_ties": Method("TALL-masks on TIES", by_task=True),
@@ -103,7 +111,8 @@ class Comparison:
         self._report("emr", lambda name: emr.apply(name, base), emr_bytes)
 
         sums = {"scale": SCALES}
-        some = {"density": DENSITIES, "scale": SCALES}
+        some = {"density": SPARSE_DENSITIES, "scale": SPARSE_SCALES}
+        many = some | {"density": BREADCRUMBS_DENSITIES}
         kept = {"lambdas": list(masks.lambdas or ())}
         kept_ties = {"lambdas": list(masks_ties.lambdas or ())}
         self._search("task_arithmetic", "task_arithmetic", sums)
@@ -111,13 +120,14 @@ class Comparison:
         self._search("ties_mean", "ties", {"scale": TIES_SCALES}, merge="mean")
         self._search("dare", "dare", some)
         self._search("magnitude", "magnitude", some)
-        self._search("breadcrumbs", "breadcrumbs", {"density": (0.5, 0.85), "scale": SCALES})
+        self._search("breadcrumbs", "breadcrumbs", many)
         self._search("consensus", "consensus", sums, **kept)
         self._search("consensus_ties", "consensus_ties", {"scale": TIES_SCALES}, **kept_ties)
         # LiNeS takes the place of a scale, which has to be 1 then.
         self._search("lines", "task_arithmetic", {"lines": BETAS}, scale=1.0)
         self._search("lines_ties", "ties", {"lines": TIES_BETAS}, scale=1.0, merge="sum")
         self._search("lines_consensus", "consensus", {"lines": BETAS}, scale=1.0, **kept)
+        self._search("lines_alpha", "task_arithmetic", {"lines": SLOPES}, scale=1.0)
         self._search(
             "lines_consensus_ties", "consensus_ties", {"lines": TIES_BETAS}, scale=1.0, **kept_ties
         )
@@ -127,6 +137,7 @@ class Comparison:
             "head_bytes": heads,
             "parameters": sum(tensor.numel() for tensor in base.values()),
             "mean_cosine": _mean_cosine(base, finetuned),
+            "halves": self._halves(),
             "kept_by_tasks": masks.histogram().tolist(),
             "kept_by_tasks_ties": masks_ties.histogram().tolist(),
         }
@@ -147,9 +158,27 @@ class Comparison:
         self.found[key] = {"test_accuracy": accuracies, "bytes": stored, **choices}
         self.advance()
 
-    def _search(
-        self, key: str, method: str, grid: Mapping[str, Any], **options: Any
-    ) -> None:
+    def _halves(self) -> dict[str, dict[str, float]]:
+        """Test accuracy by task where only half of the blocks are fine-tuned.
+
+        The embedding counts as shallow, the last normalisation as deep.
+        """
+        base, finetuned = self.models.base, self.models.finetuned
+        middle = len(self.models.network.blocks) // 2
+
+        def is_deep(key: str) -> bool:
+            stack, number, *_ = [*key.split("."), ""]
+            return int(number) >= middle if stack == "blocks" else stack == "norm"
+
+        def half(name: str, deep: bool) -> State:
+            return {key: (finetuned[name] if is_deep(key) == deep else base)[key] for key in base}
+
+        return {
+            "shallow": self._by_task(lambda name: half(name, False), "test"),
+            "deep": self._by_task(lambda name: half(name, True), "test"),
+        }
+
+    def _search(self, key: str, method: str, grid: Mapping[str, Any], **options: Any) -> None:
         base, finetuned = self.models.base, self.models.finetuned
         result = search(
             base,
