@@ -51,7 +51,7 @@ class Models:
     def accuracies(
         self, state: Mapping[str, Tensor], split: Split, tasks: Iterable[str] = TASKS
     ) -> dict[str, float]:
-        """Accuracy by task. Tasks that differ only in their question share features of the image."""
+        """Accuracy by task; those that differ only in their question share an image's features."""
         self.network.load_state_dict(state)
         features: dict[Callable[[Tensor], Tensor], Tensor] = {}
         found = {}

@@ -97,6 +97,29 @@ def test_errors() -> None:
         search(base, finetuned, lambda _: float("nan"), grid={"scale": [1.0]})
 
 
+@pytest.mark.parametrize("value", [0.0, -0.5, float("inf"), float("nan")])
+def test_references_that_cannot_be_divided_by_are_refused(value: float) -> None:
+    base, finetuned = models()
+    base["n"] = torch.tensor(7)
+    with pytest.raises(ValueError, match=r"search: reference\['b'\] must be finite and above 0"):
+        search(
+            base,
+            finetuned,
+            lambda _: {"a": 0.5, "b": 0.5},
+            grid={"scale": [0.1]},
+            reference={"a": 1.0, "b": value},
+        )
+
+
+def test_a_reference_needs_scores_of_tasks() -> None:
+    base, finetuned = models()
+    base["n"] = torch.tensor(7)
+    with pytest.raises(ValueError, match="evaluate must return a score for each task"):
+        search(base, finetuned, lambda _: 0.5, grid={"scale": [0.1]}, reference={"a": 1.0})
+    with pytest.raises(ValueError, match=r"missing \['b'\]"):
+        search(base, finetuned, lambda _: {"b": 1}, grid={"scale": [0.1]}, reference={"a": 1.0})
+
+
 def test_select_lambdas_takes_the_best_and_of_equal_ones_the_smallest() -> None:
     base, finetuned = models()
     finetuned = [{k: v for k, v in model.items() if k != "n"} for model in finetuned]

@@ -79,7 +79,8 @@ def search(
             next candidate. Returns a score, larger is better, or a mapping from tasks to scores,
             whose mean counts.
         grid: The values to try by option; the product of all is tried, the last option fastest.
-        reference: Scores of the single-task models: those of ``evaluate`` are divided by them.
+        reference: Scores of the single-task models, above 0: those of ``evaluate`` are divided by
+            them.
         progress: Show a bar on stderr.
 
     Raises:
@@ -157,11 +158,22 @@ def _score(
 ) -> tuple[float, dict[str, float]]:
     tasks = dict(found) if isinstance(found, Mapping) else {}
     if reference is not None:
+        if not tasks:
+            raise ValueError(
+                f"{op}: evaluate must return a score for each task where reference is given, "
+                f"got {found!r}"
+            )
         missing = [name for name in tasks if name not in reference]
-        if not tasks or missing:
+        if missing:
             raise ValueError(
                 f"{op}: reference must hold every task that evaluate returns, missing {missing}"
             )
+        # Of two scores below 0 the quotient of the worse one would be larger.
+        for name in tasks:
+            if not 0 < reference[name] < math.inf:
+                raise ValueError(
+                    f"{op}: reference[{name!r}] must be finite and above 0, got {reference[name]!r}"
+                )
         tasks = {name: value / reference[name] for name, value in tasks.items()}
     score = sum(tasks.values()) / len(tasks) if tasks else found
     if isinstance(score, Tensor) and score.numel() == 1:
