@@ -11,7 +11,8 @@ Every choice (scale, density, β of LiNeS, λ of each task) is made by accuracy 
 with ``robustcore.merging.search`` and ``select_lambdas``; what is reported comes from test images.
 Every seed draws its own split of the images. Needs ``pip install 'robustcore[examples]'``.
 
-A run that is killed continues with the seeds that are missing: call the same command again.
+A run that is killed continues where models or numbers of a seed are missing: call the same command
+again.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from cifar10n_training.files import read_json, write_bytes, write_json
+from cifar10n_training.files import load_tensors, read_json, save_tensors, write_bytes, write_json
 from merge_tasks_training import results
 from merge_tasks_training.methods import METHODS, Comparison
-from merge_tasks_training.tasks import TASKS, Settings, train
+from merge_tasks_training.tasks import TASKS, Models, Settings, train
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -68,7 +69,7 @@ def compare(
     try:
         _check_same(output / "settings.json", dataclasses.asdict(settings))
         write_json(output / "settings.json", dataclasses.asdict(settings))
-        found = _run_all(list(range(seeds)), settings, output / "runs", jobs, console)
+        found = _run_all(list(range(seeds)), settings, output, jobs, console)
         result = {
             "data": "digits of scikit-learn",
             "tasks": len(TASKS),
@@ -101,23 +102,30 @@ def _check_same(path: Path, expected: dict[str, Any]) -> None:
 
 
 def run_seed(
-    seed: int, settings: Settings, advance: Callable[[], None] = lambda: None
+    seed: int, settings: Settings, folder: Path, advance: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Everything about one seed."""
     start = time.process_time()
     digits = load_digits(seed)
     with reproducible():
-        models = train(digits, settings, seed, advance)
+        saved = load_tensors(path := folder / f"seed-{seed}.pt")
+        if saved is None:
+            models = train(digits, settings, seed, advance)
+            saved = models.saved() | {"seconds": time.process_time() - start}
+            save_tensors(path, saved)
+        else:
+            models = Models.restored(saved, settings)
         trained = time.process_time()
         found = Comparison(models, digits, advance).run()
-    seconds = {"training": trained - start, "merging": time.process_time() - trained}
+    seconds = {"training": saved["seconds"], "merging": time.process_time() - trained}
     return {"seed": seed, "processor_seconds": seconds, **found}
 
 
 def _run_all(
-    seeds: list[int], settings: Settings, folder: Path, jobs: int, console: Console
+    seeds: list[int], settings: Settings, output: Path, jobs: int, console: Console
 ) -> list[dict[str, Any]]:
-    paths = {seed: folder / f"seed-{seed}.json" for seed in seeds}
+    models = output / "models"
+    paths = {seed: output / "runs" / f"seed-{seed}.json" for seed in seeds}
     done = {seed: found for seed, path in paths.items() if (found := read_json(path)) is not None}
     missing = [seed for seed in seeds if seed not in done]
     steps = settings.epochs + len(METHODS)
@@ -131,14 +139,14 @@ def _run_all(
     if jobs == 1 or len(missing) < 2:
         with _progress(console, len(missing) * steps) as advance:
             for seed in missing:
-                keep(seed, run_seed(seed, settings, advance))
+                keep(seed, run_seed(seed, settings, models, advance))
     else:
         context = multiprocessing.get_context("spawn")
         with (
             _progress(console, len(missing)) as advance,
             ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool,
         ):
-            running = {pool.submit(run_seed, seed, settings): seed for seed in missing}
+            running = {pool.submit(run_seed, seed, settings, models): seed for seed in missing}
             for future in as_completed(running):
                 keep(running[future], future.result())
                 advance()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 2
+PATCH = 4
 HEAD_WIDTH = 16
 
 
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Flattened square images [N, side²] to features [N, width]: the mean over patches of 2 × 2.
+    """Flattened square images [N, side²] to features [N, width]: the mean over patches of 4 × 4.
 
     The blocks are called ``blocks.0`` ... as LiNeS expects.
     """

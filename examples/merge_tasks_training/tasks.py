@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,11 @@ class Settings:
     blocks: int = 6
     base_epochs: int = 40
     head_epochs: int = 30
-    fine_tuning_epochs: int = 10
+    fine_tuning_epochs: int = 8
     batch_size: int = 64
     base_rate: float = 2e-3
     head_rate: float = 1e-2
-    fine_tuning_rate: float = 5e-4
+    fine_tuning_rate: float = 1e-3
 
     @property
     def epochs(self) -> int:
@@ -47,6 +48,19 @@ class Models:
     finetuned: dict[str, State]
     heads: dict[str, nn.Linear]
 
+    def saved(self) -> dict[str, Any]:
+        """For :func:`torch.save`; :meth:`restored` makes the models of it again."""
+        heads = {name: head.state_dict() for name, head in self.heads.items()}
+        return {"base": self.base, "finetuned": self.finetuned, "heads": heads}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], settings: Settings) -> Models:
+        heads = {}
+        for name, state in saved["heads"].items():
+            heads[name] = nn.Linear(settings.width, TASKS[name].classes)
+            heads[name].load_state_dict(state)
+        return cls(_network(settings), saved["base"], saved["finetuned"], heads)
+
     @torch.no_grad()
     def accuracies(
         self, state: Mapping[str, Tensor], split: Split, tasks: Iterable[str] = TASKS
@@ -62,6 +76,10 @@ class Models:
                 features[task.image] = self.network(inputs)
             found[name] = accuracy(self.heads[name](features[task.image]), target)
         return found
+
+
+def _network(settings: Settings) -> VisionTransformer:
+    return VisionTransformer(SIDE, settings.width, settings.blocks)
 
 
 def _train(
@@ -96,7 +114,7 @@ def train(digits: Digits, settings: Settings, seed: int, advance: Callable[[], N
     """A base on upright digits; per task a head on the frozen base, then the network below it."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = VisionTransformer(SIDE, settings.width, settings.blocks)
+    network = _network(settings)
     model = nn.Sequential(network, nn.Linear(settings.width, CLASSES))
     data = Task("upright digits", CLASSES).data(digits.train)
     _train(
