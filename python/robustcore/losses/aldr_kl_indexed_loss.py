@@ -135,7 +135,7 @@ def aldr_kl_indexed_loss(
         >>> logits = torch.tensor([[9.0, 0.1, 0.1, -0.1], [1.0, 1.0, 1.0, 1.0]])
         >>> loss = aldr_kl_indexed_loss(logits, torch.tensor([0, 3]), torch.tensor([7, 8]), lam)
         >>> round(loss.item(), 3), [round(value, 2) for value in lam[6:10].tolist()]
-        (0.0, [10.0, 9.0, 10.0, 10.0])
+        (-1.301, [10.0, 9.94, 10.0, 10.0])
     """
     check_margin(_NAME, margin)
     check_aldr(_NAME, alpha, lambda0)
