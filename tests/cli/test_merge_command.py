@@ -58,7 +58,7 @@ def test_the_report_as_json(command, folder):
     report = json.loads(out)
     assert code == 0
     assert [model["name"] for model in report["models"]] == ["base", "first", "digits"]
-    assert report["options"] == {"scale": 0.3, "weights": 1.0, "lines": None}
+    assert report["options"] == {"scale": None, "weights": 1.0, "lines": None}
     assert report["tensors"] == {"merged": 5, "carried": 1, "tied": 0}
     assert report["parameters"] == 3 * 30 * 70 + 50 * 9 + 11
     assert report["files"] == [str(folder / "out.safetensors")]

@@ -303,3 +303,12 @@ def test_ties_reads_the_weights_three_times() -> None:
     )
     assert report.walks == 3
     assert report.cancelled == 0
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "consensus"])
+def test_sums_are_scaled_once(method: str) -> None:
+    base, finetuned = models(3)
+    scaled = merge(base, finetuned, method=method, lines={"alpha": 0.4, "beta": 0.0})
+    expected = merge(base, finetuned, method=method, scale=0.4)
+    close(scaled, expected)
+    close(merge(base, finetuned, method=method), merge(base, finetuned, method=method, scale=0.3))

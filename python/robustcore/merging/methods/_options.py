@@ -9,7 +9,7 @@ from typing import Any
 
 from ..recipe import DepthScale
 
-__all__ = ["choice", "count", "depth_scale", "fraction", "number", "task_weights"]
+__all__ = ["choice", "count", "depth_scale", "fraction", "number", "sum_scale", "task_weights"]
 
 #: One number for all tasks, or one per task.
 Weights = float | Sequence[float]
@@ -74,3 +74,10 @@ def depth_scale(depth: Any, tasks: int) -> DepthScale | None:
     if blocks is not None and not isinstance(blocks, str):
         raise TypeError(f"lines['blocks'] must be a regular expression, got {blocks!r}")
     return DepthScale(alpha, number("lines['beta']", fields.get("beta", 1.0)), blocks)
+
+
+def sum_scale(scale: Any, lines: Any) -> float:
+    """The factor of a sum of task vectors: 0.3 unless given; 1 where LiNeS scales it already."""
+    if scale is None:
+        return 1.0 if lines else 0.3
+    return number("scale", scale)

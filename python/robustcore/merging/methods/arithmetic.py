@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from ..recipe import DepthScale, Recipe, Reduction
-from ._options import Weights, depth_scale, number, task_weights
+from ._options import Weights, depth_scale, number, sum_scale, task_weights
 
 __all__ = ["linear", "lines", "task_arithmetic"]
 
 
 def task_arithmetic(
-    *, tasks: int, scale: float = 0.3, weights: Weights = 1.0, lines: Any = None
+    *, tasks: int, scale: float | None = None, weights: Weights = 1.0, lines: Any = None
 ) -> Recipe:
-    """theta_0 + scale sum_t w_t tau_t (arXiv 2212.04089); a negative scale takes abilities away."""
+    """theta_0 + scale sum_t w_t tau_t (arXiv 2212.04089); a negative scale takes abilities away.
+
+    The scale is 0.3 unless given, with ``lines`` 1.
+    """
     return Recipe(
         weights=task_weights("weights", weights, tasks),
-        scale=number("scale", scale),
+        scale=sum_scale(scale, lines),
         depth=depth_scale(lines, tasks),
     )
 

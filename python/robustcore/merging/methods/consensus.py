@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..recipe import Consensus, Recipe
-from ._options import Weights, choice, count, depth_scale, fraction, number, task_weights
+from ._options import Weights, choice, count, depth_scale, fraction, number, sum_scale, task_weights
 from .ties import ties
 
 __all__ = ["consensus", "consensus_ties"]
@@ -27,14 +27,17 @@ def consensus(
     tasks: int,
     lambdas: Weights = 0.4,
     k: int = 2,
-    scale: float = 0.3,
+    scale: float | None = None,
     comparison: str = "strict",
     lines: Any = None,
 ) -> Recipe:
-    """Task arithmetic on the parameters that at least k TALL-masks keep (arXiv 2405.07813)."""
+    """Task arithmetic on the parameters that at least k TALL-masks keep (arXiv 2405.07813).
+
+    The scale is 0.3 unless given, with ``lines`` 1.
+    """
     return Recipe(
         consensus=_consensus(tasks, lambdas, k, comparison),
-        scale=number("scale", scale),
+        scale=sum_scale(scale, lines),
         depth=depth_scale(lines, tasks),
     )
 
