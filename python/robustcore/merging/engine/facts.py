@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._operators import implementation
@@ -164,18 +165,25 @@ class FactKeeper:
         """Adds each task's L1 norm before and after entries are dropped; ``facts`` count ties."""
         group = pieces.select([index])
         bare = Recipe(window=self.recipe.window, drop=self.recipe.drop)
-        ties = copy.deepcopy(facts.ties)
+        zeros = torch.zeros_like(group.base[0])
+        ties = []
         for task in range(self._tasks):
-            alone = [float(other == task) for other in range(self._tasks)]
+            # Alone, but in its place, or it would have other random numbers.
             entry = TensorFacts(
-                facts.windows, [1.0] * self._tasks, alone, 0.0, 1.0, copy.deepcopy(ties)
+                [*[ALL] * task, facts.windows[task]],
+                [1.0] * (task + 1),
+                [*[0.0] * task, 1.0],
+                0.0,
+                1.0,
+                copy.deepcopy(facts.ties[: task + 1]),
             )
-            after, _ = group.merged_vectors(bare, [entry])
-            facts.ties = entry.ties
+            after, _ = group.only(task, zeros).merged_vectors(bare, [entry])
+            ties.append(entry.ties[task] if entry.ties else [0, 0])
             before = group.task_vectors(task)
             sums = implementation(before[0]).compare_weights(before, after)
             norms.add(2 * task, sums[:, _FIRST_L1])
             norms.add(2 * task + 1, sums[:, _SECOND_L1])
+        facts.ties = ties
 
     @property
     def _products(self) -> int:

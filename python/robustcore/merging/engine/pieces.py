@@ -44,12 +44,15 @@ class Pieces:
 
     Attributes:
         vectors: 1 for each task that comes as task vectors.
+        placeholders: How many tasks at the front are zero vectors that only keep a task behind them
+            in its place, on which its random numbers depend: nothing is drawn for them.
     """
 
     slices: tuple[Slice, ...]
     base: list[Tensor]
     tasks: list[Tensor]
     vectors: list[int]
+    placeholders: int = 0
 
     @property
     def task_count(self) -> int:
@@ -64,6 +67,14 @@ class Pieces:
             [self.tasks[t * count + i] for t in range(self.task_count) for i in indices],
             self.vectors,
         )
+
+    def only(self, task: int, zeros: Tensor) -> Pieces:
+        """One task in its place; ``zeros`` are as many as the largest slice has parameters."""
+        count = len(self.base)
+        empty = [zeros[: values.numel()] for values in self.base]
+        own = self.tasks[task * count : (task + 1) * count]
+        vectors = [*[1] * task, self.vectors[task]]
+        return Pieces(self.slices, self.base, [*empty * task, *own], vectors, task)
 
     def task_vectors(self, task: int) -> list[Tensor]:
         """tau of one task, in float32 or float64."""
@@ -114,7 +125,9 @@ class Pieces:
             self.vectors,
             table,
             ties,
-            [drop.density] * self.task_count if drop is not None and random else [],
+            [1.0] * self.placeholders + [drop.density] * (self.task_count - self.placeholders)
+            if drop is not None and random
+            else [],
             drop.seed if drop else 0,
             [piece.tensor.flat_start + piece.start for piece in self.slices],
             int(recipe.election),
