@@ -221,14 +221,14 @@ STABLE_TORCH_LIBRARY(robustcore, m) {
   m.def(
       "task_vector_products(Tensor[] grads, Tensor[] vectors, int tasks, int[] blocks, "
       "int block_count) -> Tensor");
-  // Pieces: slices of tensors, contiguous, each of any floating dtype; `tasks * pieces` of finetuned,
-  // task by task; vectors[t] != 0: task t comes as task vectors. Tables are on the CPU: rescale and
-  // weights float64 [pieces, tasks]; scales float64 [pieces, 2], of the base and of what is added to
-  // it; windows int64 [pieces, tasks, 4] (merging/magnitudes.h: low, low_ties, high, high_ties);
-  // ties_before int64 [blocks, tasks, 2] on the device: parameters of the tensor before each block
-  // whose key is low, high. densities: chance to stay, [tasks] or empty; lambdas of Consensus,
-  // [tasks] or empty; election and reduction: merging/merge_weights.h. Result: int64 [pieces,
-  // counters].
+  // Pieces: slices of tensors, contiguous, each of any floating dtype; `tasks * pieces` of
+  // finetuned, task by task; vectors[t] != 0: task t comes as task vectors. Tables are on the CPU:
+  // rescale and weights float64 [pieces, tasks]; scales float64 [pieces, 2], of the base and of
+  // what is added to it; windows int64 [pieces, tasks, 4] (merging/magnitudes.h: low, low_ties,
+  // high, high_ties); ties_before int64 [blocks, tasks, 2] on the device: parameters of the tensor
+  // before each block whose key is low, high. densities: chance to stay, [tasks] or empty; lambdas
+  // of Consensus, [tasks] or empty; election and reduction: merging/merge_weights.h. Result: int64
+  // [pieces, counters].
   m.def(
       "merge_weights_(Tensor(a!)[] out, Tensor[] base, Tensor[] finetuned, Tensor rescale, "
       "Tensor weights, Tensor scales, int[] vectors, Tensor? windows, Tensor? ties_before, "
