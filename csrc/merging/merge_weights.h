@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "common/choose.h"
 #include "common/random.h"
 #include "merging/magnitudes.h"
 #include "merging/storage.h"
@@ -82,27 +83,6 @@ enum MergeCounter : int {
   kMergeCounters,
 };
 
-// first or second, without a branch on the CPU: compilers like to jump over a product or a division
-// that is not needed, and leave the whole loop scalar.
-RC_INLINE float either(bool condition, float first, float second) {
-#if defined(__CUDA_ARCH__)
-  return condition ? first : second;
-#else
-  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
-  return detail::bit_cast<float>((detail::bit_cast<uint32_t>(first) & mask) |
-                                 (detail::bit_cast<uint32_t>(second) & ~mask));
-#endif
-}
-RC_INLINE double either(bool condition, double first, double second) {
-#if defined(__CUDA_ARCH__)
-  return condition ? first : second;
-#else
-  const uint64_t mask = uint64_t{0} - static_cast<uint64_t>(condition);
-  return detail::bit_cast<double>((detail::bit_cast<uint64_t>(first) & mask) |
-                                  (detail::bit_cast<uint64_t>(second) & ~mask));
-#endif
-}
-
 template <class Acc>
 RC_INLINE bool is_finite(Acc x) {
   return x - x == Acc(0);
@@ -143,7 +123,7 @@ RC_INLINE Acc elected_sign(Acc votes, bool some_say, int zero_sign) {
 // and out: loops over these functions vectorise, loops over an object do not.
 template <class Acc>
 RC_INLINE Acc next_total(Reduction reduction, Acc total, Acc s, Acc weight, bool takes_part) {
-  const Acc term = either(takes_part, rounded_product(weight, s), Acc(0));
+  const Acc term = choose(takes_part, rounded_product(weight, s), Acc(0));
   if (reduction != Reduction::kLargest) return total + term;
   return magnitude(term) > magnitude(total) ? term : total;
 }
@@ -151,7 +131,7 @@ RC_INLINE Acc next_total(Reduction reduction, Acc total, Acc s, Acc weight, bool
 template <class Acc>
 RC_INLINE Acc next_divisor(Reduction reduction, Acc divisor, Acc s, Acc weight, bool takes_part) {
   const Acc share = reduction == Reduction::kMean ? Acc(1) : weight;
-  return divisor + either(takes_part & (s != Acc(0)), share, Acc(0));
+  return divisor + choose(takes_part & (s != Acc(0)), share, Acc(0));
 }
 
 RC_INLINE bool is_divided(Reduction reduction) {
@@ -161,7 +141,7 @@ RC_INLINE bool is_divided(Reduction reduction) {
 template <class Acc>
 RC_INLINE Acc divided(Reduction reduction, Acc total, Acc divisor) {
   const Acc least = reduction == Reduction::kMean ? Acc(1) : Acc(1e-8);
-  return total / either(magnitude(divisor) < least, Acc(1), divisor);
+  return total / choose(magnitude(divisor) < least, Acc(1), divisor);
 }
 
 // theta_0 itself, bit for bit, where nothing is added to it.
